@@ -69,7 +69,7 @@ def newest(out_dir: str | Path) -> Checkpoint:
     """The checkpoint to resume from."""
     found = find(out_dir)
     if not found:
-        raise CheckpointError(f"no complete checkpoint in {out_dir}: check out_dir, or start with --init_from=scratch")
+        raise CheckpointError(f"no complete checkpoint in {out_dir}: check out_dir (a new run starts from scratch)")
     return found[-1]
 
 
@@ -86,8 +86,8 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != checkpoint.sha256:
-                raise CheckpointError(f"{path} is damaged: its sha256 is {digest[:12]}..., not the "
-                                      f"{checkpoint.sha256[:12]}... in its json; delete both to use an older one")
+                raise CheckpointError(f"{path} is damaged (sha256 {digest[:12]}..., not {checkpoint.sha256[:12]}... of "
+                                      "its json): delete both to go on from an older one")
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -114,6 +114,8 @@ def _described(path: Path) -> Checkpoint:
 
 
 def _prune(out_dir: Path, keep: int) -> None:
+    for leftover in out_dir.glob(".ckpt_*.tmp"):  # of a run that was killed while it saved
+        leftover.unlink(missing_ok=True)
     found = find(out_dir)
     kept = {checkpoint.path for checkpoint in [*found[-keep:], best(out_dir)]}
     for checkpoint in found:

@@ -206,7 +206,7 @@ def _help(config: Any, annotations: dict, program: str) -> str:
     lines = [
         f"usage: {program} [config/NAME.py ...] [--key=value ...]",
         "",
-        "A config file holds plain assignments and is read as data: it is never executed. base = \"other.py\" starts",
+        'A config file holds plain assignments and is read as data: it is never executed. base = "other.py" starts',
         "from another file. The command line wins. --key.entry=value changes one entry of a dict; --key alone is True.",
         "The values shown are those of this command line without --help.",
         "",

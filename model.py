@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -92,7 +93,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2. The output head shares its weight with the token embedding (`lm_head.weight is transformer.wte.weight`)."""
+    """GPT-2. The output head and the token embedding are one weight (`lm_head.weight is transformer.wte.weight`)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -129,12 +130,12 @@ class GPT(nn.Module):
         are minus infinity: they take no probability, get no gradient and are never sampled.
         """
         _, T = idx.shape
-        if T > self.config.block_size:
-            raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.config.block_size}")
+        assert self.config.block_size >= T, f"{T} tokens, but block_size is {self.config.block_size}"
         positions = torch.arange(T, device=idx.device)  # (T)
         x = self.transformer["wte"](idx) + self.transformer["wpe"](positions)  # (B, T, C) + (T, C)
         x = self.transformer["drop"](x)
-        for block in self.transformer["h"]:  # type: ignore[union-attr]
+        blocks: Any = self.transformer["h"]
+        for block in blocks:
             x = block(x)
         x = self.transformer["ln_f"](x)  # (B, T, C)
         if targets is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,6 @@ class World:
     """The processes of a run as one of them sees it."""
 
     rank: int  # of this process, 0 to size - 1
-    local_rank: int  # the same among the processes of its machine
     size: int
     device: torch.device  # of this process
     dtype: torch.dtype  # of matmuls; weights and everything that adds up stay float32
@@ -34,33 +34,40 @@ class World:
             dist.all_reduce(x)
         return x.item()
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.size > 1:
-            dist.barrier()
-
 
 def join(device: str, dtype: str, timeout: int) -> World:
     """Meet the other processes that torchrun started, through NCCL on GPUs and gloo on CPUs; alone without torchrun.
 
     Args:
-        device: "cpu", "cuda", "cuda:N", or "auto" for CUDA where there is a GPU.
+        device: "cpu", "cuda", "cuda:N", or "auto".
         dtype: "float32", "bfloat16", or "auto" for bfloat16 on a GPU that has it.
         timeout: seconds after which a process gives up waiting for the others.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    rank, local_rank, size = 0, 0, 1
+    device = resolve(device)
+    rank, size = 0, 1
     if "RANK" in os.environ:
-        local_rank = int(os.environ["LOCAL_RANK"])
         if device != "cpu":
-            device = f"cuda:{local_rank}"
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
         backend = "gloo" if device == "cpu" else "nccl"
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
         rank, size = dist.get_rank(), dist.get_world_size()
     low = dtype == "bfloat16" or (dtype == "auto" and device != "cpu" and torch.cuda.is_bf16_supported())
-    return World(rank, local_rank, size, torch.device(device), torch.bfloat16 if low else torch.float32)
+    return World(rank, size, torch.device(device), torch.bfloat16 if low else torch.float32)
+
+
+def device_problems(device: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with a `device` in a config, as the configurator wants it."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or not (index or "0").isdigit():
+        yield "device", f"device={device!r} must be auto, cpu, cuda or cuda:N"
+    elif kind == "cuda" and not torch.cuda.is_available():
+        yield "device", f"device={device!r}, but torch finds no GPU here: use --device=cpu"
+
+
+def resolve(device: str) -> str:
+    """`device` with "auto" decided: CUDA where there is a GPU."""
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def leave() -> None:

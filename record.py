@@ -11,6 +11,7 @@ import io
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -125,7 +126,7 @@ class Wandb:
             import wandb
 
             id_file = out_dir / "wandb_id"  # a resumed run goes on in the same wandb run
-            run_id = id_file.read_text().strip() if resume and id_file.exists() else wandb.util.generate_id()
+            run_id = id_file.read_text().strip() if resume and id_file.exists() else secrets.token_hex(4)
             self._run = wandb.init(
                 project=config["wandb_project"],
                 name=config["wandb_run_name"],
@@ -228,8 +229,14 @@ class Recorder:
         if self._wandb is not None:
             self._wandb.write(row)
         losses = {"loss": row["train_loss"], "val": row["val_loss"]}
-        learned = {name: f"{coefficients[name]:.3f}" for name in hypergradients}
-        self._progress.show(row, {n: x if x is None else f"{x:.4f}" for n, x in losses.items()} | shown | learned)
+        self._progress.show(
+            row,
+            {
+                **{name: None if loss is None else f"{loss:.4f}" for name, loss in losses.items()},
+                **shown,
+                **{name: f"{coefficients[name]:.3f}" for name in hypergradients},
+            },
+        )
 
     def close(self) -> None:
         self._metrics.close()

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -78,17 +77,17 @@ class Config:
     # optimizer
     optimizer: Annotated[OptimizerName, "update rule"] = "mada"
     learning_rate: Annotated[float, "highest learning rate, after the warm-up (weight units per step)"] = 6e-4
-    weight_decay: Annotated[float, "decoupled decay of what has 2 or more dimensions (fraction per learning rate)"] = 0.1
+    weight_decay: Annotated[float, "decoupled decay of matrices (times the learning rate, per step)"] = 0.1
     grad_clip: Annotated[float, "largest global gradient norm (loss per weight unit); 0 is no clipping"] = 1.0
     beta1: Annotated[float | None, "decay of the first moment, at the start (per step); None: the rule's own"] = None
     beta2: Annotated[float | None, "decay of the second moment, at the start (per step); None: the rule's own"] = None
     beta3: Annotated[float | None, "Adan's gradient difference, at the start (per step); None: the rule's own"] = None
-    rho: Annotated[float | None, "1 is Adam's second moment, 0 AVGrad's average (fraction); None: the rule's own"] = None
+    rho: Annotated[float | None, "1 is Adam's second moment, 0 AVGrad's mean (fraction); None: the rule's own"] = None
     c: Annotated[float | None, "1 is Adam's second moment, 0 Yogi's (fraction); None: the rule's own"] = None
     gamma: Annotated[float | None, "1 is the adaptive direction, 0 Lion's (fraction); None: the rule's own"] = None
     eps: Annotated[float | None, "added to the denominator (loss per weight unit); None: the rule's own"] = None
     hyper_lr: Annotated[
-        dict[str, float] | None, "learning rate of each learned coefficient by its name (per step); None: the rule's own"
+        dict[str, float] | None, "learning rate of each coefficient to learn, by name (per step); None: the rule's own"
     ] = None
     hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
     hyper_start: Annotated[int, "coefficients rest until this step (steps)"] = 0
@@ -116,7 +115,7 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
     values = dataclasses.asdict(cfg)
     for name in ("max_iters", "log_interval", "eval_interval", "keep_checkpoints", "max_refused", "batch_size",
                  "gradient_accumulation_steps", "block_size", "n_layer", "n_head", "n_embd", "vocab_multiple",
-                 "dist_timeout"):  # fmt: skip
+                 "dist_timeout"):
         if values[name] < 1:
             yield name, f"{name}={values[name]} must be 1 or more"
     for name in ("seed", "eval_iters", "checkpoint_interval", "warmup_iters", "grad_clip", "min_lr"):
@@ -134,11 +133,7 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
             f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} counts the micro-batches of all processes "
             f"together and is not divisible by the {processes} processes of this run"
         )
-    kind, _, index = cfg.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or not (index or "0").isdigit():
-        yield "device", f"device={cfg.device!r} must be auto, cpu, cuda or cuda:N"
-    elif kind == "cuda" and not torch.cuda.is_available():
-        yield "device", f"device={cfg.device!r}, but torch finds no GPU here; use --device=cpu"
+    yield from parallel.device_problems(cfg.device)
     try:  # the optimizer knows best what it takes: ask it with one parameter
         build_optimizer(cfg.optimizer, [torch.nn.Parameter(torch.zeros(1))], **optimizer_arguments(cfg, False))
     except (ValueError, TypeError) as error:
@@ -221,7 +216,7 @@ def restore(saved: dict[str, Any], cfg: Config, model: GPT, optimizer: torch.opt
     here = dataclasses.asdict(model.config) | {"optimizer": cfg.optimizer}
     there = saved["model_config"] | {"optimizer": saved["config"]["optimizer"]}
     wrong = [f"{name}={here[name]} (there {there.get(name)})" for name in here
-             if name != "dropout" and here[name] != there.get(name)]  # fmt: skip
+             if name != "dropout" and here[name] != there.get(name)]
     if wrong:
         raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not fit: {', '.join(wrong)}")
     decay = [group["weight_decay"] for group in optimizer.param_groups]
@@ -231,7 +226,7 @@ def restore(saved: dict[str, Any], cfg: Config, model: GPT, optimizer: torch.opt
         group["weight_decay"] = weight_decay  # this run's, not the checkpoint's
     was = saved["config"]
     return [f"{name}={value!r} (was {was.get(name)!r})" for name, value in dataclasses.asdict(cfg).items()
-            if name != "init_from" and value != was.get(name)]  # fmt: skip
+            if name != "init_from" and value != was.get(name)]
 
 
 class Diverged(Exception):
@@ -240,11 +235,7 @@ class Diverged(Exception):
 
 def train(cfg: Config, world: World) -> None:
     """One run from its data to its figure. Raises one of the errors of `main` for what the user can put right."""
-    if world.local_rank:
-        world.wait()  # for the first process of each machine to have prepared the data
-    dataset = open_dataset(cfg.dataset, prepare=world.local_rank == 0)
-    if not world.local_rank:
-        world.wait()
+    dataset = open_dataset(cfg.dataset, prepare=True)  # small sets only; one process prepares, the others wait for it
     train_tokens, val_tokens = dataset.train, dataset.val
     for tokens in (train_tokens, val_tokens):
         val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
@@ -271,7 +262,7 @@ def train(cfg: Config, world: World) -> None:
     if world.rank == 0:
         recorder = Recorder(dataclasses.asdict(cfg), optimizer, start if saved else None,
                             processes=world.size, device=str(world.device), dtype=str(world.dtype),
-                            parameters=model.num_parameters())  # fmt: skip
+                            parameters=model.num_parameters())
         recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.device.type}")
         if problem is not None and cfg.compile is not False:
             recorder.say(f"torch.compile does not work here, the run goes on without it: {problem}")
@@ -319,10 +310,10 @@ def train(cfg: Config, world: World) -> None:
                     },
                     {"tok/s": f"{speed:,.0f}" if step else None,
                      "MFU": f"{speed * model.flops_per_token() / (peak * world.size):.1%}" if peak and step else None},
-                )  # fmt: skip
+                )
             if refused >= cfg.max_refused:
                 raise Diverged(f"step {step}: no finite gradient for {refused} steps; weights and coefficients are as "
-                               f"before them, go back to a checkpoint in {cfg.out_dir} or lower the learning rate")  # fmt: skip
+                               f"before them, the checkpoints are in {cfg.out_dir}: lower the learning rate")
 
         is_best = validate and val_loss < best_val
         due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
@@ -340,9 +331,15 @@ def train(cfg: Config, world: World) -> None:
             mark, marked = time.perf_counter(), step  # validating and saving are no training speed
 
     if recorder:
-        entropy = dataset.manifest["val_unigram_entropy"]
-        recorder.say(f"validation loss {val_loss:.4f} nats per token; knowing only how often each token occurs: {entropy:.4f}")
+        entropy = dataset.manifest.get("val_unigram_entropy", math.nan)  # the loss of knowing only how often tokens occur
+        recorder.say(f"validation loss {val_loss:.4f} nats per token; unigram entropy of the corpus {entropy:.4f}")
         recorder.close()
+        try:
+            from plot import draw  # matplotlib is a second of start-up that only the end needs
+
+            print(f"the run is in {cfg.out_dir}, its picture in {draw(cfg.out_dir)}")
+        except ImportError as error:
+            print(f"the run is in {cfg.out_dir}, no picture: {error}")
 
 
 def main(argv: list[str]) -> int:
