@@ -271,7 +271,7 @@ def train(cfg: Config, world: World) -> None:
 
     tokens_per_step = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     peak = peak_flops(world.device)
-    val_loss = best_val = min((c.val_loss for c in checkpoint.find(cfg.out_dir) if c.val_loss), default=math.inf)
+    val_loss = best_val = min((c.val_loss for c in checkpoint.find(cfg.out_dir) if c.val_loss is not None), default=math.inf)
     loss = torch.zeros(())
     begun = mark = time.perf_counter()  # of the run, and of the steps since the last row
     marked = start
