@@ -271,7 +271,8 @@ def train(cfg: Config, world: World) -> None:
 
     tokens_per_step = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     peak = peak_flops(world.device)
-    val_loss = best_val = min((c.val_loss for c in checkpoint.find(cfg.out_dir) if c.val_loss is not None), default=math.inf)
+    measured = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
+    val_loss, best_val = measured[-1] if measured else math.nan, min(measured, default=math.inf)
     loss = torch.zeros(())
     begun = mark = time.perf_counter()  # of the run, and of the steps since the last row
     marked = start
@@ -331,7 +332,7 @@ def train(cfg: Config, world: World) -> None:
             mark, marked = time.perf_counter(), step  # validating and saving are no training speed
 
     if recorder:
-        entropy = dataset.manifest.get("val_unigram_entropy", math.nan)  # the loss of knowing only how often tokens occur
+        entropy = dataset.manifest.get("val_unigram_entropy", math.nan)  # the loss of knowing nothing but frequencies
         recorder.say(f"validation loss {val_loss:.4f} nats per token; unigram entropy of the corpus {entropy:.4f}")
         recorder.close()
         try:

@@ -15,16 +15,15 @@ from data.tokenizer import CharTokenizer
 
 torch.set_num_threads(1)
 
-WORDS = "the adaptive optimizer learns its own coefficients while it trains a model on some text".split()
+WORDS = ["the", "adaptive", "optimizer", "learns", "its", "own", "coefficients", "while", "it", "trains", "a", "model"]
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The path of a prepared set: 40,000 characters of shuffled words to train on and 4,000 to validate on."""
     shuffled = random.Random(0)
-    texts = {
-        split: " ".join(shuffled.choices(WORDS, k=size // 5))[:size] for split, size in (("train", 40_000), ("val", 4_000))
-    }
+    sizes = {"train": 40_000, "val": 4_000}
+    texts = {split: " ".join(shuffled.choices(WORDS, k=size // 3))[:size] for split, size in sizes.items()}
     folder = tmp_path_factory.mktemp("corpus")
     source = preparation.Source(
         name="words",
@@ -45,4 +44,4 @@ def small(corpus: str, tmp_path: Path) -> list[str]:
         "--eval_interval=6", "--eval_iters=10", "--log_interval=3", "--warmup_iters=4", "--learning_rate=1e-2",
         "--min_lr=1e-3", "--optimizer=mada", "--hyper_momentum=0.5", "--device=cpu", "--compile=False",
         "--hyper_lr={'beta1': 1e-2, 'beta2': 1e-2, 'beta3': 1e-2, 'rho': 1e-2, 'c': 1e-2, 'gamma': 1e-2}",
-    ]  # fmt: skip
+    ]

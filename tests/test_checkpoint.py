@@ -14,7 +14,8 @@ from checkpoint import CheckpointError
 
 
 def save(folder: Path, step: int, val_loss: float | None = None, keep: int = 100) -> checkpoint.Checkpoint:
-    content = {"model": {"w": torch.full((1000,), float(step))}, "config": {"name": "x", "rates": {"a": 1.0}, "end": None}}
+    config = {"name": "x", "rates": {"a": 1.0}, "end": None}
+    content = {"model": {"w": torch.full((1000,), float(step))}, "config": config}
     return checkpoint.save(folder, step, val_loss, content, keep)
 
 
@@ -30,7 +31,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(content.pop("model")["w"], torch.full((1000,), 500.0))
     assert content == {
         "format": "nanomada-1", "step": 500, "config": {"name": "x", "rates": {"a": 1.0}, "end": None}
-    }  # fmt: skip
+    }
     assert sorted(os.listdir(tmp_path)) == ["ckpt_000500.json", "ckpt_000500.pt"]
 
 
@@ -135,5 +136,5 @@ def test_an_unreadable_json_is_no_checkpoint(tmp_path: Path, text: str) -> None:
 
 def test_no_checkpoint_at_all_is_said_so(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(CheckpointError, match="no complete checkpoint in .*: check out_dir"):
+        with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*: check out_dir"):
             checkpoint.newest(folder)

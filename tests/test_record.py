@@ -54,7 +54,8 @@ def test_config_json_has_config_commit_and_versions(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["config"] == {"seed": 1} and content["processes"] == 2
     assert content["versions"]["torch"] == torch.__version__
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(record.__file__).parent, capture_output=True, text=True)
+    root = Path(record.__file__).parent
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     if head.returncode == 0:
         assert content["commit"].removesuffix("-dirty") == head.stdout.strip()
     else:
@@ -76,7 +77,7 @@ def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"out_dir='.*/file/run' cannot be written \(Not a directory\): choose another"):
+    with pytest.raises(ConfigError, match=r"out_dir='.*/file/run' cannot be written \(Not a directory\): choose"):
         claim(str(tmp_path / "file" / "run"), keep_run=False)
 
 

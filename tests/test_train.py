@@ -2,8 +2,8 @@
 
 import csv
 import dataclasses
+import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -102,7 +102,8 @@ def keep(*args, build=train.build_optimizer, **kwargs):
 train.build_optimizer = keep
 code = train.main(sys.argv[2:])
 with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "w") as file:
-    json.dump([kept[-1].coefficients, [p.double().sum().item() for g in kept[-1].param_groups for p in g["params"]]], file)
+    sums = [p.double().sum().item() for group in kept[-1].param_groups for p in group["params"]]
+    json.dump([kept[-1].coefficients, sums], file)
 sys.exit(code)
 """
 
@@ -117,7 +118,7 @@ def test_two_processes_are_one(small: list[str], tmp_path: Path) -> None:
         [*command, tmp_path / "rank.py", tmp_path, *small, *changes, f"--out_dir={tmp_path / 'two'}"],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    )
     assert two.returncode == 0, two.stderr
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
@@ -165,7 +166,7 @@ def test_learning_rate_warms_up_and_then_follows_a_cosine() -> None:
     assert rates[:10] == pytest.approx(np.linspace(0.1, 1.0, 10))
     assert rates[59] == pytest.approx(0.55)  # half-way from step 10 to step 110
     assert rates[109:] == [0.1] * 10 and rates[108] > 0.1
-    assert all(a > b for a, b in zip(rates[9:109], rates[10:110], strict=True))
+    assert all(a > b for a, b in itertools.pairwise(rates[9:110]))
     constant = dataclasses.replace(cfg, decay_lr=False)
     assert {train.learning_rate(step, constant) for step in range(10, 120)} == {1.0}
     short = dataclasses.replace(cfg, lr_decay_iters=5)
@@ -203,7 +204,9 @@ def refused(argv: list[str], capsys) -> str:
         (["--out_dir=/dev/null/run"], "out_dir='/dev/null/run' cannot be written (Not a directory): choose another"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(arguments: list[str], message: str, small: list[str], tmp_path, capsys) -> None:
+def test_bad_input_is_refused_in_one_line(
+    arguments: list[str], message: str, small: list[str], tmp_path: Path, capsys
+) -> None:
     line = refused([*small, *arguments], capsys)
     assert message in line and "\n" not in line
     assert not (tmp_path / "run").exists()
@@ -269,7 +272,7 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(small: list[str], tmp_pa
         [sys.executable, ROOT / "train.py", *small, "--max_iters=3", "--compile"],
         env={**os.environ, "PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "no-such"},
         capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("torch.compile does not work here, the run goes on without it:") == 1
     assert (tmp_path / "run" / "ckpt_000003.pt").exists()
@@ -279,8 +282,9 @@ def test_wandb_offline_gets_the_run_for_real(small: list[str], tmp_path: Path) -
     pytest.importorskip("wandb")
     run = subprocess.run(
         [sys.executable, ROOT / "train.py", *small, "--max_iters=3", "--wandb_log"],
-        env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        capture_output=True, text=True, timeout=120,
+    )
     assert run.returncode == 0 and "the run goes on without it" not in run.stderr, run.stderr
     (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     data = written.read_bytes()
