@@ -45,18 +45,18 @@ def draw(out_dir: str | Path) -> Path:
         raise ValueError(f"{path} has no row yet: try again when the run has taken some steps")
     names = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
     learned = [name for name in names if f"h_{name}" in rows[0]]
+    names = [name for name in names if name != "eps" or name in learned]  # too small for the axis it would share
 
     style: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
              "font.size": 9, "axes.titleweight": "bold", "axes.titlelocation": "left"}
     with plt.rc_context(style):
         figure, (loss, values, gradients) = plt.subplots(3, 1, figsize=(8, 9), sharex=True, layout="constrained")
         _draw_loss(loss, rows)
-        for name in names:
-            fixed = name not in learned
-            _line(values, rows, name, name, linestyle=":" if fixed else "-", linewidth=1.2 if fixed else 1.8)
+        for i, name in enumerate(names):  # ever thinner, so that equal ones show beneath each other
+            _line(values, rows, name, name, linestyle="-" if name in learned else ":", linewidth=3.2 - 0.3 * i)
         values.set(title="Coefficients" + (" (dotted: fixed)" if len(learned) < len(names) else ""), ylim=(-0.03, 1.03))
         for name in learned:
-            _line(gradients, rows, f"h_{name}", name, linewidth=0.9)
+            _line(gradients, rows, f"h_{name}", name, linestyle="", marker=".", markersize=4, alpha=0.7)
         sizes = [abs(x) for name in learned for x in _series(rows, f"h_{name}")[1] if x]
         if sizes:  # linear around zero, below the size that most of them exceed
             gradients.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(sorted(sizes)[len(sizes) // 4])))
@@ -65,7 +65,7 @@ def draw(out_dir: str | Path) -> Path:
         gradients.set(title="Hypergradients (before momentum)", xlabel="step")
         for axes in (values, gradients):
             if axes.lines:
-                axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+                axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=2)
         figure.suptitle(str(Path(out_dir)), x=0.01, ha="left", color="0.4")
         target = path.with_name("figure.png")
         temporary = path.with_name(".figure.png.tmp")
