@@ -2,14 +2,16 @@
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from data import manifest as manifests
 from data.manifest import DTYPE, DataError
 from data.tokenizer import from_manifest
+
+if TYPE_CHECKING:
+    import torch
 
 FOLDER = Path(__file__).parent
 
@@ -131,7 +133,7 @@ def open_dataset(name: str, prepare: bool = False, verify: bool = False) -> Data
 
 def train_batch(
     tokens: Tokens, seed: int, step: int, rows: range, block_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> "tuple[torch.Tensor, torch.Tensor]":
     """Rows of the global batch of one step, as a pure function of (seed, step, row).
 
     Window i of a step starts at the i-th draw of a generator keyed by (seed, step). So the processes of a run take
@@ -149,6 +151,8 @@ def train_batch(
     Raises:
         DataError: the split is shorter than block_size + 1.
     """
+    import torch  # here, because preparing data needs neither its memory nor its second of start-up
+
     _require(tokens, block_size)
     # Philox's raw words, because numpy keeps them the same in every version (not so its `integers`). The remainder
     # prefers small starts by a part in 2**64 / len(tokens): 1e-9 for OpenWebText.

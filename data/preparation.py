@@ -47,9 +47,11 @@ class Source:
         tokenizer: turns texts into ids.
         records: the stream of records from the n-th on, the same in every run.
         origin: where the text comes from, for the manifest; an interrupted preparation goes on only with an equal one.
-        expected: tokens by split, where they are known; asserted at the end.
+        expected: tokens by split, or in "all", where they are known; asserted at the end.
+        required: splits that may not come out empty.
         fraction: how much of the stream has been read, in [0, 1], where that is known; for the time left.
-        disk_bytes: that the shards will need, about.
+        skipped: how many bad documents were left out, if any may be.
+        disk_bytes: that will be needed, about.
     """
 
     name: str
@@ -57,7 +59,9 @@ class Source:
     records: Callable[[int], Iterator[Record]]
     origin: dict[str, Any]
     expected: dict[str, int] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
     fraction: Callable[[], float] | None = None
+    skipped: Callable[[], int] | None = None
     disk_bytes: int = 0
 
 
@@ -85,11 +89,14 @@ def prepare(source: Source, folder: Path, *, shard_tokens: int = SHARD_TOKENS, t
             _check_disk(folder, source.disk_bytes - shards.tokens() * DTYPE.itemsize)
             _write_shards(source, shards, shard_tokens, threads or os.cpu_count() or 1)
             for split, tokens in source.expected.items():
-                if shards.tokens(split) != tokens:
+                if (found := shards.tokens(None if split == "all" else split)) != tokens:
                     raise DataError(
-                        f"{folder}: split {split!r} came out with {shards.tokens(split):,} tokens, expected {tokens:,}:"
+                        f"{folder}: {split} came out with {found:,} tokens, expected {tokens:,}:"
                         " the text is not the pinned one; delete the folder and its downloads, and repeat"
                     )
+            for split in source.required:
+                if not shards.tokens(split):
+                    raise DataError(f"{folder}: no document fell into {split}: choose another --val_fraction")
             _write_manifest(source, shards)
     except OSError as e:
         hint = ": free some and repeat the command, which goes on from there" if e.errno == errno.ENOSPC else ""
@@ -214,7 +221,9 @@ def _write_shards(source: Source, shards: _Shards, shard_tokens: int, threads: i
             ]
             if full:
                 shards.complete(full)
-            if source.fraction and (read := source.fraction()) > 0:
+                if bar.disable:  # no terminal: a line a shard for the log
+                    print(f"{source.name}: {shards.tokens():,} tokens in complete shards", file=sys.stderr)
+            if source.fraction and (read := source.fraction()) > 0:  # of the text; the tokens are a little behind
                 bar.total = int(shards.tokens() / read)
             bar.update(sum(map(len, batch.ids.values())))
         shards.complete([split for split, its in shards.state["splits"].items() if its["open"]])
@@ -287,6 +296,9 @@ def _write_manifest(source: Source, shards: _Shards) -> None:
     if isinstance(source.tokenizer, CharTokenizer):
         manifest["vocabulary"] = source.tokenizer.vocabulary
     line = ", ".join(f"{split} {its['tokens']:,} tokens" for split, its in splits.items())
+    if source.skipped:
+        manifest["skipped"] = source.skipped()
+        line += f", {manifest['skipped']} bad documents left out"
     if "train" in counts and "val" in counts:
         entropy = manifest["val_unigram_entropy"] = unigram_entropy(counts["train"], counts["val"])
         line += f", unigram entropy of val {entropy:.3f} nats a token"

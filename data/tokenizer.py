@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.download import mirrored
 from data.manifest import DTYPE, DataError
 
 if TYPE_CHECKING:
@@ -51,7 +52,12 @@ class GPT2Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """uint16 (tokens,); special tokens are text like any other."""
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(DTYPE)
+        try:
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON allows: U+FFFD, as in tiktoken's encode_ordinary
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids.astype(DTYPE)
 
     def decode(self, ids: list[int]) -> str:
         return self._encoding.decode(ids)
@@ -84,17 +90,16 @@ def gpt2_encoding() -> "tiktoken.Encoding":
     Raises:
         DataError: its two files are neither cached nor to be downloaded.
     """
-    import requests
     import tiktoken
 
-    mirror = os.environ.get("DATA_MIRROR")
-    if mirror and (cached := Path(mirror, "tiktoken_cache")).is_dir():
-        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cached))
+    if cached := mirrored("tiktoken_cache"):
+        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cached.resolve()))
     try:
         return tiktoken.get_encoding("gpt2")
-    except (requests.RequestException, OSError) as e:
+    except (OSError, ValueError) as e:  # no network; a download with another checksum
         raise DataError(
-            f"GPT-2's vocabulary could not be downloaded ({type(e).__name__}): on a machine with internet run"
-            " `TIKTOKEN_CACHE_DIR=tiktoken_cache python -c \"import tiktoken; tiktoken.get_encoding('gpt2')\"`,"
-            " copy that folder here and set TIKTOKEN_CACHE_DIR to it"
+            f"GPT-2's vocabulary is not in TIKTOKEN_CACHE_DIR={os.environ.get('TIKTOKEN_CACHE_DIR')} and could not be"
+            f" downloaded ({type(e).__name__}): on a machine with internet run `TIKTOKEN_CACHE_DIR=tiktoken_cache"
+            " python -c \"import tiktoken; tiktoken.get_encoding('gpt2')\"`, copy that folder here and set"
+            " TIKTOKEN_CACHE_DIR to it"
         ) from None
