@@ -164,7 +164,7 @@ class Progress:
     def __init__(self, start: int, stop: int) -> None:
         self._bar: Any = None
         self._stop = stop
-        self._tail: dict[str, str] = {}
+        self._shown: dict[str, str | None] = {}
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -175,13 +175,13 @@ class Progress:
             self._bar.update()
 
     def show(self, row: Row, shown: dict[str, str | None]) -> None:
-        """One row; in the bar, what was not measured now keeps its last value."""
-        fresh = {name: text for name, text in shown.items() if text is not None}
-        self._tail |= fresh
+        """One row, in the order of `shown`; in the bar, what was not measured now keeps its last value."""
         if self._bar is not None:
-            self._bar.set_postfix_str(" ".join(f"{name} {text}" for name, text in self._tail.items()))
+            self._shown = {name: text or self._shown.get(name) for name, text in shown.items()}
+            self._bar.set_postfix_str(" ".join(f"{name} {text}" for name, text in self._shown.items() if text))
         else:
-            print(f"step {row['step']}/{self._stop}: " + ", ".join(f"{n} {t}" for n, t in fresh.items()), flush=True)
+            words = ", ".join(f"{name} {text}" for name, text in shown.items() if text)
+            print(f"step {row['step']}/{self._stop}: {words}", flush=True)
 
     def say(self, line: str) -> None:
         """A line that does not tear the bar."""
