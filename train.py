@@ -273,7 +273,7 @@ def train(cfg: Config, world: World) -> None:
     peak = peak_flops(world.device)
     measured = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
     val_loss, best_val = measured[-1] if measured else math.nan, min(measured, default=math.inf)
-    loss = torch.zeros(())
+    loss = torch.zeros((), device=world.device)
     begun = mark = time.perf_counter()  # of the run, and of the steps since the last row
     marked = start
 
