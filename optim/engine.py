@@ -1,0 +1,375 @@
+"""The engine: one torch.optim.Optimizer that runs any rule and learns any of its coefficients (paper, algorithm 1).
+
+Parameters, gradients and states live in matrices of shape (R, WIDTH), each parameter in rows of its own, and whatever
+differs between parameters (step, learning rate, weight decay, has it a gradient) is a column of shape (R, 1). So a step
+is the same few kernels whatever the number of parameters and groups, and no value that changes recompiles anything.
+
+At step t the engine holds the state of step t-2, the pending gradient g_{t-1} and the new g_t.
+
+    probe   reads only: d direction(q, state_{t-2}, g_{t-1}) / d q against g_t (the hypergradient h_t), and |g_t|^2
+    learn   a handful of scalars on the device: q_t from q_{t-1} and h_t, the factor that clips g_t
+    update  advances with g_{t-1} to state_{t-1}, which it stores, and again with g_t to x_t
+
+No graph outlives a step, autograd never goes through the model a second time, and nothing waits for the device.
+"""
+
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .flat import Bucket
+from .rule import Coefficient
+from .sweep import Sweep
+
+COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
+ORDERS = ("coefficients_first", "weights_first")
+
+
+class Scalars(NamedTuple):
+    """What changes from step to step besides the buckets: 0-D tensors, and one value per learned coefficient (K,)."""
+
+    fixed: Tensor  # coefficients and constants that are not learned; never changes
+    q: Tensor  # learned coefficients after the last step
+    q_now: Tensor  # those that make x in this step
+    q_made: Tensor  # those that made x before it
+    momentum: Tensor
+    h: Tensor  # hypergradients
+    norm: Tensor  # of the gradient, before clipping
+    clip: Tensor  # factor that clips this gradient
+    clip_made: Tensor  # factor that clipped the pending gradient
+    accept: Tensor  # whether this step counts: its gradient is finite
+    refused: Tensor  # steps in a row that did not
+
+
+class Hyper(NamedTuple):
+    """The coefficients' own optimizer, one value per learned coefficient (K,)."""
+
+    rate: Tensor
+    decay: Tensor
+    low: Tensor
+    high: Tensor
+
+
+class RuleOptimizer(Optimizer):
+    """An optimizer defined by `table`, `State` and `advance` (see rule.py); subclass it to bring your own rule.
+
+    Args:
+        params: parameters, or param groups, each with its own `lr` and `weight_decay` if it has them
+        lr: learning rate
+        <name>: start value of a coefficient in the rule's `table`, or value of one of its `constants`
+        weight_decay: decoupled, x <- (1 - lr * weight_decay) x
+        hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. Names
+            "lr" too: the learned rate starts at `lr`, and the groups' rates are multiplied by its ratio to `lr`
+        hyper_momentum: momentum of the coefficients' SGD: a number, or {name: number}
+        hyper_start: the coefficients rest for this many steps
+        hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
+        order: "coefficients_first" (x_t is made with q_t) or "weights_first" (with q_{t-1}, algorithm 1 as printed)
+        max_grad_norm: clip the gradient to this global norm within the step; None: do not
+        compile: compile the step; None: if there are at least 100,000 parameters
+
+    Attributes:
+        coefficients, hypergradients: {name: float}; reading them waits for the device
+        grad_norm: norm of the last gradient before clipping, a 0-D tensor; None where nobody needed it
+        refused: steps in a row, up to the last, refused because the norm was not finite (nothing moves in such a step);
+            a 0-D tensor. Without max_grad_norm and with nothing to learn the norm is not read and a NaN reaches x
+
+    Raises ValueError for a name or a number out of place.
+    """
+
+    # What a rule defines.
+    table: ClassVar[Mapping[str, Coefficient]] = {}
+    constants: ClassVar[Mapping[str, float]] = {}
+    learns: ClassVar[tuple[str, ...]] = ()  # with hyper_lr=None
+    parts: ClassVar[Mapping[str, tuple[float, tuple[str, ...]]]] = {}  # {name: (idle value, fields idle with it)}
+    State: ClassVar[Any]
+    advance: Callable[..., Any]
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        hyper_lr: Mapping[str, float] | None = None,
+        hyper_momentum: float | Mapping[str, float] = 0.0,
+        hyper_start: int = 0,
+        hyper_clip: float = 10.0,
+        order: str = "coefficients_first",
+        max_grad_norm: float | None = None,
+        compile: bool | None = None,
+        **values: float,
+    ) -> None:
+        table = dict(self.table)
+        if hyper_lr is None:
+            hyper_lr = {k: table[k].hyper_lr for k in self.learns}
+        if "lr" in hyper_lr:
+            table["lr"] = Coefficient(lr, 0.0, float("inf"), "learning rate")
+        if not isinstance(hyper_momentum, Mapping):
+            hyper_momentum = dict.fromkeys(hyper_lr, hyper_momentum)
+        self._refuse_unknown("", values, [*self.table, *self.constants])
+        self._refuse_unknown("hyper_lr: ", hyper_lr, [*self.table, "lr"])
+        self._refuse_unknown("hyper_momentum: ", hyper_momentum, [*self.table, "lr"])
+        start = {k: float(values.get(k, c.start)) for k, c in table.items()}
+        start |= {k: float(values.get(k, default)) for k, default in self.constants.items()}
+
+        for k in self.table:
+            self._refuse_outside(k, start[k], 0, max(1.0, table[k].high))
+        for k, value in {"lr": lr, "weight_decay": weight_decay, "hyper_start": hyper_start, **start}.items():
+            self._refuse_outside(k, value, 0)
+        for k, value in hyper_lr.items():
+            self._refuse_outside(f"hyper_lr[{k!r}]", value, 0)
+        for k, value in hyper_momentum.items():
+            self._refuse_outside(f"hyper_momentum[{k!r}]", value, 0, 1)
+        for k, above in {"hyper_clip": hyper_clip, "max_grad_norm": max_grad_norm}.items():
+            if above is not None and not above > 0:
+                raise ValueError(f"{type(self).__name__}: {k} = {above} must be above 0")
+        if order not in ORDERS:
+            raise ValueError(f"{type(self).__name__}: order = {order!r} must be one of {', '.join(ORDERS)}")
+
+        self.learned = tuple(k for k in table if hyper_lr.get(k, 0) > 0)
+        if "lr" in self.learned and lr == 0:
+            raise ValueError(f"{type(self).__name__}: lr = 0 cannot be learned: start above 0")
+        self.order, self.hyper_start, self.steps = order, hyper_start, 0
+        idle = {f for k, (at, fields) in self.parts.items() if start[k] == at and k not in self.learned for f in fields}
+        self.fields = tuple(f for f in self.State._fields if f not in idle)
+        self._lr_start = lr
+        self._q_type = namedtuple("Q", start.keys())  # type: ignore[misc]
+        self._fixed_names = tuple(k for k in start if k not in self.learned)
+        self.buckets: list[Bucket] = []
+        self._sweeps: dict[Any, Sweep] = {}
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+        # The scalars live on the first parameter's device, in float64 where it has that: 0.9 + 1e-9 is not 0.9.
+        self._device = self.param_groups[0]["params"][0].device
+        dtype = torch.float32 if self._device.type == "mps" else torch.float64
+        vector = lambda values: torch.tensor([*values], dtype=dtype, device=self._device)  # noqa: E731
+        self._hyper = Hyper(
+            vector(hyper_lr[k] for k in self.learned),
+            vector(hyper_momentum.get(k, 0.0) for k in self.learned),
+            vector(table[k].low for k in self.learned),
+            vector(table[k].high for k in self.learned),
+        )
+        self._hyper_clip, self._max_grad_norm = hyper_clip, max_grad_norm
+        q, one = vector(start[k] for k in self.learned), vector([1.0])[0]
+        nan = torch.full_like(one, float("nan"))
+        self._scalars = Scalars(
+            fixed=vector(start[k] for k in self._fixed_names),
+            q=q, q_now=q, q_made=q, momentum=torch.zeros_like(q), h=nan.expand_as(q).clone(),
+            norm=nan, clip=one, clip_made=one, accept=one.bool(), refused=torch.zeros_like(one, dtype=torch.int64),
+        )  # fmt: skip
+        self._watch = bool(self.learned) or max_grad_norm is not None
+        size = sum(p.numel() for group in self.param_groups for p in group["params"])
+        self._compiled = size >= COMPILE_FROM if compile is None else compile
+        self._adopt(self.param_groups)
+
+    def _refuse_unknown(self, where: str, given: Iterable[str], known: list[str]) -> None:
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{type(self).__name__}: {where}no coefficient {name!r}, it has {', '.join(known)}")
+
+    def _refuse_outside(self, name: str, value: float, low: float, high: float = float("inf")) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"{type(self).__name__}: {name} = {value} must lie in [{low:g}, {high:g}]")
+
+    # ------------------------------------------------------------------------------------------------ parameters
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group with `params`, and `lr` and `weight_decay` if they differ; at any time, as in torch.optim."""
+        self._refuse_unknown("param group: ", set(param_group) - {"params", "initial_lr"}, ["lr", "weight_decay"])
+        super().add_param_group(param_group)
+        if hasattr(self, "_scalars"):  # not while torch's constructor adds the first groups
+            self._adopt(self.param_groups[-1:])
+
+    def _adopt(self, groups: list[dict[str, Any]]) -> None:
+        kinds = dict.fromkeys((p.device, p.dtype) for group in groups for p in group["params"])
+        for device, dtype in kinds:
+            if not dtype.is_floating_point:
+                raise ValueError(f"{type(self).__name__}: parameters of dtype {dtype} cannot be optimized")
+            bucket = Bucket(groups, device, dtype, self.State, self.fields, learning=bool(self.learned))
+            self.buckets.append(bucket)
+            for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.rows, strict=True)):
+                if row < end:
+                    named = bucket.states if bucket.pending is None else bucket.states | {"pending": bucket.pending}
+                    columns = {"step": bucket.t, "waiting": bucket.waiting, "lr_made": bucket.lr_made}
+                    self.state[p] = {k: bucket.view(matrix, i) for k, matrix in named.items()}
+                    self.state[p] |= {k: column[row:end] for k, column in columns.items()}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients. With set_to_none=False they are zeroed and stay views of one flat matrix, into which
+        backward then adds: the faster way (a parameter that gets no gradient counts as having a zero one)."""
+        if set_to_none:
+            super().zero_grad(set_to_none=True)
+        else:
+            for bucket in self.buckets:
+                bucket.attach_gradients()
+
+    # ------------------------------------------------------------------------------------------------------ step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; returns what `closure`, if given, returned. Nothing in here waits for the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.steps += 1
+        buckets = [bucket for bucket in self.buckets if len(bucket.t)]
+        for bucket in buckets:
+            bucket.gather()
+            bucket.follow_groups()
+
+        if self._watch:
+            sums = [self._sweep(self._probe, b, self._scalars, *b.read(), b.lr_made) for b in buckets]
+            total = torch.stack([s.to(self._device) for s in sums]).sum(0)
+            moves = torch.full_like(self._scalars.accept, self.steps > max(1, self.hyper_start))
+            self._scalars = self._sweep(self._settle, None, self._scalars, self._hyper, total, moves)
+        for b in buckets:
+            columns = self._sweep(self._update, b, self._scalars, *b.read(), b.x, b.lr, b.decay, b.lr_made)
+            torch._foreach_copy_([b.t, b.waiting, b.lr_made], columns)
+        if self._watch:
+            now = self._scalars
+            self._scalars = now._replace(
+                q_made=torch.where(now.accept, now.q_now, now.q_made),
+                clip_made=torch.where(now.accept, now.clip, now.clip_made),
+            )
+        return loss
+
+    def _sweep(self, function: Callable[..., Any], bucket: Bucket | None, scalars: Scalars, *args: Any) -> Any:
+        key = (function.__name__, bucket)
+        if key not in self._sweeps:
+            self._sweeps[key] = Sweep(function, self._compiled)
+        if bucket is not None and bucket.device != self._device:
+            scalars = Scalars(*(s.to(bucket.device) for s in scalars))
+        return self._sweeps[key](scalars, *args)
+
+    # The functions below are pure but for the copy_s of _update. Shapes: matrices (R, WIDTH), columns (R, 1).
+
+    def _advance(self, fixed: Tensor, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
+        names = (*self.learned, *self._fixed_names)
+        q: Any = self._q_type(**dict(zip(names, (*learned, *fixed.to(t.dtype).unbind()), strict=True)))
+        direction, s = self.advance(q, s, g, t)  # type: ignore[misc]
+        if "lr" in self.learned:
+            direction = q.lr / self._lr_start * direction
+        return direction, s
+
+    def _probe(self, now: Scalars, s: Any, g: Tensor, pending: Tensor | None, t: Tensor, active: Tensor,
+               waiting: Tensor, lr_made: Tensor) -> Tensor:  # fmt: skip
+        """(K + 1,): the hypergradients <g, d x / d q> of the coefficients that made x, and |g|^2."""
+        g = g.to(t.dtype)
+        columns = [torch.where(active, (g * g).sum(1, keepdim=True), 0)]
+        if pending is not None:
+            p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
+            q = now.q_made.to(t.dtype).expand(len(t), -1).split(1, dim=1)  # one copy a row: summed by row first
+            _, vjp = torch.func.vjp(lambda *q: self._advance(now.fixed, q, s, p, t)[0], *q)
+            made = active & waiting  # elsewhere x was not made by the pending gradient
+            columns = [torch.where(made, -lr_made * h, 0) for h in vjp(g)] + columns
+        return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
+
+    def _settle(self, now: Scalars, hyper: Hyper, sums: Tensor, moves: Tensor) -> Scalars:
+        """Learn: q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
+        h, norm = sums[:-1], sums[-1].sqrt()
+        accept = torch.isfinite(norm)
+        clip = torch.ones_like(norm)
+        if self._max_grad_norm is not None:
+            clip = torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        moves = moves & accept & torch.isfinite(h)
+        momentum = hyper.decay * now.momentum + h.clamp(-self._hyper_clip, self._hyper_clip)
+        momentum = torch.where(moves, momentum, now.momentum)
+        q = torch.where(moves, torch.clamp(now.q - hyper.rate * momentum, hyper.low, hyper.high), now.q)
+        q_now = q if self.order == "coefficients_first" else now.q
+        refused = torch.where(accept, 0, now.refused + 1)
+        return now._replace(
+            q=q, q_now=q_now, momentum=momentum, h=h, norm=norm, clip=clip, accept=accept, refused=refused
+        )
+
+    def _update(self, now: Scalars, s: Any, g: Tensor, pending: Tensor | None, t: Tensor, active: Tensor,
+                waiting: Tensor, x: Tensor, lr: Tensor, decay: Tensor, lr_made: Tensor) -> list[Tensor]:  # fmt: skip
+        """Write x, the states and the pending gradient; return the new columns t, waiting, lr_made."""
+        act = active & now.accept
+        clipped = g.to(t.dtype) * now.clip.to(t.dtype)
+        if pending is None:
+            direction, new = self._advance(now.fixed, now.q_now.to(t.dtype).unbind(), s, clipped, t + 1)
+            replaced = act
+        else:  # the pending gradient enters the states, with the coefficients that made x of it, and g waits
+            p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
+            _, new = self._advance(now.fixed, now.q_made.to(t.dtype).unbind(), s, p, t)
+            replaced = waiting & now.accept
+            new = self._keep(replaced, new, s)
+            direction, _ = self._advance(now.fixed, now.q_now.to(t.dtype).unbind(), new, clipped, t + 1)
+            pending.copy_(torch.where(act, g, pending))
+        moved = (1 - lr * decay) * x.to(t.dtype) - lr * direction
+        x.copy_(torch.where(act, moved, x.to(t.dtype)))
+        for old, value in zip(s, self._keep(replaced, new, s), strict=True):
+            if old is not None:
+                old.copy_(value)
+        return [torch.where(act, t + 1, t), torch.where(now.accept, active, waiting), torch.where(act, lr, lr_made)]
+
+    def _keep(self, replaced: Tensor, new: Any, old: Any) -> Any:
+        """The new state in the rows that say so."""
+        return self.State(*(None if b is None else torch.where(replaced, a, b) for a, b in zip(new, old, strict=True)))
+
+    # ---------------------------------------------------------------------------------------------------- report
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """Value of each coefficient, learned or not."""
+        learned = dict(zip(self.learned, self._scalars.q.tolist(), strict=True))
+        fixed = dict(zip(self._fixed_names, self._scalars.fixed.tolist(), strict=True))
+        return {k: learned[k] if k in learned else fixed[k] for k in (*self.table, *learned) if k in learned | fixed}
+
+    @property
+    def hypergradients(self) -> dict[str, float]:
+        """Derivative of the last loss with respect to each learned coefficient, before the clamp; NaN before step 2."""
+        return dict(zip(self.learned, self._scalars.h.tolist(), strict=True))
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        return self._scalars.norm if self._watch else None
+
+    @property
+    def refused(self) -> Tensor:
+        return self._scalars.refused
+
+    # ---------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
+        it. In `state` each matrix is a view in the parameter's shape, each column a part of shape (rows, 1)."""
+        scalars = {"learned": list(self.learned), "steps": self.steps, **self._scalars._asdict()}
+        del scalars["fixed"]
+        return super().state_dict() | {"scalars": scalars}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Copy a state in, whatever device and dtype it was saved from. The values of fixed coefficients and the hyper
+        rates stay those of this optimizer. Raises ValueError if the state is that of another rule or other parameters.
+        """
+        name = type(self).__name__
+        if "scalars" not in state_dict:
+            raise ValueError(f"{name}: this state is not of one of these optimizers: {sorted(state_dict)}")
+        learned = state_dict["scalars"]["learned"]
+        if learned != list(self.learned):
+            raise ValueError(f"{name}: this state learned {learned}, this optimizer learns {list(self.learned)}")
+        ours, theirs = ([len(g["params"]) for g in d["param_groups"]] for d in (super().state_dict(), state_dict))
+        if ours != theirs:
+            raise ValueError(f"{name}: param groups of {theirs} parameters do not fit groups of {ours}")
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = dict(zip(params, (state_dict["state"].get(i, {}) for i in ids), strict=True))
+        pairs = [(self.state[p], saved[p]) for p in params if p in self.state]
+        for mine, its in pairs:
+            shapes, others = ({k: tuple(v.shape) for k, v in d.items()} for d in (mine, its))
+            if shapes != others:
+                raise ValueError(f"{name}: a parameter's state {others} does not fit {shapes}")
+        for mine, its in pairs:
+            for k, target in mine.items():
+                target.copy_(its[k])
+        for group, its in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update({k: v for k, v in its.items() if k != "params"})
+        scalars = state_dict["scalars"]
+        self.steps = scalars["steps"]
+        now = {k: scalars[k].to(v).clone() for k, v in self._scalars._asdict().items() if k != "fixed"}
+        self._scalars = self._scalars._replace(**now)

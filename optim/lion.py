@@ -1,0 +1,28 @@
+"""Lion (Chen et al., 2023): the sign of an interpolated momentum.
+
+The sign has no derivative: its betas' hypergradients are zero. In MADA, gamma decides how much of Lion there is.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .engine import RuleOptimizer
+from .rule import Coefficient
+
+
+class Lion(RuleOptimizer):
+    table = {
+        "beta1": Coefficient(0.95, 0.0, 1.0, "weight of the momentum against the gradient, in the direction"),
+        "beta2": Coefficient(0.98, 0.0, 1.0, "decay of the momentum"),
+    }
+
+    class State(NamedTuple):
+        l: Tensor  # momentum
+
+    @staticmethod
+    def advance(q, s, g, t):
+        u = q.beta1 * s.l + (1 - q.beta1) * g  # Lion's program, line 1
+        l = q.beta2 * s.l + (1 - q.beta2) * g  # line 3
+        return torch.sign(u), Lion.State(l)

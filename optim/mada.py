@@ -1,0 +1,76 @@
+"""MADA (Ozkara et al., 2024): the union of Adam, AVGrad, Yogi, Adan and Lion in one rule of six coefficients.
+
+| corner | beta3 | c | rho | gamma |            | state | belongs to |
+|--------|-------|---|-----|-------|            |-------|------------|
+| Adam   | 0     | 1 | 1   | 1     |            | m, v  | all        |
+| AVGrad | 0     | 1 | 0   | 1     |            | va    | AVGrad     |
+| Yogi   | 0     | 0 | 1   | 1     |            | n, g  | Adan       |
+| Adan   |       | 1 | 1   | 1     |            | l     | Lion       |
+| Lion   |       |   |     | 0     |
+
+To add an optimizer to the family: its term in `advance`, weighted by a new coefficient; a row in `table`; its buffer in
+`State` and, if the buffer is idle at one value of the coefficient, in `parts`; and a corner test
+(tests/test_corners.py) against an implementation of that optimizer which you did not write. docs/MADA.md walks through
+the equations.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .engine import RuleOptimizer
+from .rule import BETA1, BETA2, Coefficient, sqrt
+
+
+class MADA(RuleOptimizer):
+    table = {
+        "beta1": BETA1,
+        "beta2": BETA2,
+        "beta3": Coefficient(0.0, 0.0, 0.99, "decay and weight of the gradient differences n (Adan)", hyper_lr=2e-2),
+        "rho": Coefficient(1.0, 0.0, 1.0, "second moment: 1 = v (Adam), 0 = its average (AVGrad)", hyper_lr=2e-2),
+        "c": Coefficient(1.0, 0.0, 1.0, "growth of v: 1 = multiplicative (Adam), 0 = additive (Yogi)", hyper_lr=2e-2),
+        "gamma": Coefficient(1.0, 0.0, 1.0, "direction: 1 = adaptive, 0 = sign of momentum (Lion)", hyper_lr=2e-2),
+    }
+    constants = {"eps": 1e-6}
+    learns = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
+    parts = {"beta3": (0.0, ("n", "g")), "rho": (1.0, ("va",)), "gamma": (1.0, ("l",))}
+
+    class State(NamedTuple):
+        m: Tensor  # first moment of the gradient
+        n: Tensor | None  # first moment of the gradient differences (Adan)
+        v: Tensor  # second moment
+        va: Tensor | None  # average over time of v (AVGrad)
+        l: Tensor | None  # momentum of Lion
+        g: Tensor | None  # last gradient (Adan)
+
+    @staticmethod
+    def advance(q, s, g, t):
+        m = q.beta1 * s.m + (1 - q.beta1) * g  # (2)
+        first = m / (1 - q.beta1**t)
+
+        gh, n = g, None
+        if s.n is not None:  # Adan
+            d = torch.where(t > 1, g - s.g, 0.0)
+            n = q.beta3 * s.n + (1 - q.beta3) * d  # (2)
+            gh = g + q.beta3 * d  # (3)
+            first = first + q.beta3 * n / (1 - q.beta3**t)  # (2)
+
+        gh2 = gh * gh
+        additive = s.v + gh2 * torch.sign(gh2 - s.v)  # Yogi
+        gq = q.c * gh2 + (1 - q.c) * additive  # (3)
+        v = q.beta2 * s.v + (1 - q.beta2) * gq  # (3)
+
+        vm, va = v, None
+        if s.va is not None:  # AVGrad
+            va = (v + (t - 1) * s.va) / t  # (5)
+            vm = q.rho * v + (1 - q.rho) * va  # (3) with (5) in place of the maximum
+        direction = first / (sqrt(vm / (1 - q.beta2**t)) + q.eps)  # (1)
+
+        l = None
+        if s.l is not None:  # Lion, in its authors' order and with its betas fixed
+            u = 0.95 * s.l + 0.05 * g
+            l = 0.98 * s.l + 0.02 * g
+            direction = q.gamma * direction + (1 - q.gamma) * torch.sign(u)
+
+        return direction, MADA.State(m, n, v, va, l, g if s.g is not None else None)

@@ -1,0 +1,46 @@
+"""What a rule is made of: its coefficients, and the few functions that rules share.
+
+A rule is one pure function of tensors, written elementwise,
+
+    advance(q, state, g, t) -> (direction, new_state)
+
+    q      named tuple of the coefficients and constants, tensors that broadcast against x
+    state  named tuple of tensors shaped like x, all zero before the first step; a field is None where the
+           rule's `parts` say that it is not needed
+    g      the gradient, shaped like x (after clipping by global norm)
+    t      the step, 1, 2, ..., a tensor that broadcasts against x
+
+and the engine does x_t = (1 - lr_t * weight_decay) * x_{t-1} - lr_t * direction. It differentiates `direction` with
+respect to whatever in q is learned; nobody writes a derivative.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """A number of the rule that can be learned while it trains.
+
+    start     value before the first step, where the user gives none
+    low, high box onto which a learned value is projected
+    hyper_lr  rate at which the preset that learns everything (MADA, HyperAdam) learns it; 0: not learned
+    meaning   one line, for --help and docs
+    """
+
+    start: float
+    low: float
+    high: float
+    meaning: str
+    hyper_lr: float = 0.0
+
+
+def sqrt(v: Tensor) -> Tensor:
+    """Square root with derivative 0, not infinity, at v = 0: a row that never had a gradient stays finite."""
+    return torch.sqrt(torch.clamp(v, min=1e-30))
+
+
+BETA1 = Coefficient(0.9, 0.01, 0.99, "decay of the first moment m", hyper_lr=1e-4)
+BETA2 = Coefficient(0.95, 0.501, 0.99, "decay of the second moment v", hyper_lr=1e-4)
