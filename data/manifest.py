@@ -1,0 +1,126 @@
+"""What a prepared folder holds, and the checks of its files against it.
+
+A prepared folder is manifest.json beside headerless shards of little-endian uint16 ids, `<split>_00000.bin` onwards:
+
+    {"format": 1, "name": "shakespeare_char", "tokenizer": "char", "vocab_size": 65, "vocabulary": "\\n !$&'...",
+     "dtype": "uint16", "source": {...}, "val_unigram_entropy": 3.33,
+     "splits": {"train": {"tokens": 1003854, "documents": 1,
+                          "shards": [{"file": "train_00000.bin", "tokens": 1003854, "sha256": "..."}]}, "val": ...}}
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+DTYPE = np.dtype("<u2")
+
+
+class DataError(ValueError):
+    """A data set that is missing, damaged or asked for wrongly: one line that names the file and the remedy."""
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` so that a reader sees the old file or the new one, never a half, whenever the power fails."""
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.json")
+    with open(partial, "w", encoding="utf-8") as f:
+        json.dump(content, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+    publish(partial, path)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a complete, synced file its name, and sync the folder, which holds the name."""
+    os.replace(partial, path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a prepared folder, checked against the files beside it: existence and size, not content.
+
+    Raises:
+        DataError: no manifest, not one of ours, or a shard that is missing or has another size.
+    """
+    path = folder / "manifest.json"
+    again = "delete the folder's shards and manifest.json and prepare it again"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no prepared data (no manifest.json)") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise DataError(f"{path} is not valid JSON ({e}): {again}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path} is not a manifest of format {FORMAT}: {again}")
+    try:
+        if manifest["dtype"] != "uint16":
+            raise DataError(f"{path}: dtype {manifest['dtype']!r}, expected 'uint16': {again}")
+        for split in manifest["splits"].values():
+            if split["tokens"] != sum(shard["tokens"] for shard in split["shards"]):
+                raise DataError(f"{path}: the shards do not add up to {split['tokens']:,} tokens: {again}")
+            for shard in split["shards"]:
+                if shard["file"] != Path(shard["file"]).name:
+                    raise DataError(f"{path}: the shard {shard['file']!r} lies outside the folder: {again}")
+                _check_size(folder / shard["file"], shard["tokens"], again)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise DataError(f"{path} lacks or garbles the entry {e}: {again}") from None
+    return manifest
+
+
+def _check_size(shard: Path, tokens: int, remedy: str) -> None:
+    if not shard.is_file():
+        raise DataError(f"{shard} is missing although manifest.json lists it: {remedy}")
+    size = shard.stat().st_size
+    if size != tokens * DTYPE.itemsize:
+        odd = ", not even a whole number of uint16" if size % DTYPE.itemsize else ""
+        raise DataError(f"{shard} has {size:,} bytes{odd}; its manifest says {tokens * DTYPE.itemsize:,}: {remedy}")
+
+
+def verify(folder: Path, manifest: dict[str, Any]) -> None:
+    """Read every shard: its checksum must be the manifest's and every id below vocab_size.
+
+    Raises:
+        DataError: naming the first shard that fails.
+    """
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            path = folder / shard["file"]
+            sha256, counts = read_through(path, manifest["vocab_size"])
+            if counts.size > manifest["vocab_size"]:
+                beyond = f"id {counts.size - 1}, but the vocabulary has {manifest['vocab_size']}"
+                raise DataError(f"{path} holds {beyond}: prepare it again")
+            if sha256 != shard["sha256"]:
+                raise DataError(f"{path} was changed since it was prepared (its sha256 differs): prepare it again")
+
+
+def read_through(shard: Path, vocab_size: int) -> tuple[str, np.ndarray]:
+    """(sha256, how often each id occurs): int64 (vocab_size,), longer where an id lies beyond the vocabulary."""
+    digest, counts = hashlib.sha256(), np.zeros(vocab_size, dtype=np.int64)
+    for chunk in _chunks(shard):
+        digest.update(chunk)
+        found = np.bincount(np.frombuffer(chunk, DTYPE), minlength=counts.size)
+        counts = np.pad(counts, (0, found.size - counts.size)) + found
+    return digest.hexdigest(), counts
+
+
+def _chunks(path: Path, size: int = 1 << 24) -> Iterator[bytes]:
+    with open(path, "rb") as f:
+        while chunk := f.read(size):
+            yield chunk
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,30 @@
+"""wikitext103: WikiText-103 raw, 120 million GPT-2 tokens for training (CC BY-SA 3.0). A download of 300 MB.
+
+python data/wikitext103/prepare.py [--splits=train,val,test] [--out=FOLDER]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data import corpora
+
+SMALL = False
+
+
+def prepare(folder: Path) -> None:
+    """Make `folder` the prepared set."""
+    corpora.prepare(
+        "wikitext103",
+        folder,
+        (
+            "train",
+            "val",
+            "test",
+        ),
+    )
+
+
+if __name__ == "__main__":
+    corpora.main(__doc__, "wikitext103", Path(__file__).resolve().parent, "train,val,test")

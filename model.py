@@ -1,0 +1,214 @@
+"""GPT-2 in one file: the model of nanoGPT, with its module names, so that released weights and old habits both fit.
+
+Shapes: B sequences in a batch, T tokens in a sequence (at most block_size), C features (n_embd), H heads of D = C / H
+features each, V vocabulary entries, padded up to P rows of the embedding table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+IGNORE = -1  # a target with this value is left out of the loss (padding of the last validation batch)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that fixes the shape of a GPT. The defaults are GPT-2 small (124M)."""
+
+    block_size: int = 1024  # longest sequence, in tokens
+    vocab_size: int = 50257  # V, token ids are 0 .. V - 1
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True  # in linear layers and layer norms; GPT-2 has them, nanoGPT finds it a bit better without
+    vocab_multiple: int = 1  # the embedding table has P rows, V rounded up to this (64 suits tensor cores)
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """P, the rows of the embedding table."""
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+
+class CausalSelfAttention(nn.Module):
+    """Each position looks at itself and at what came before it, with H heads."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key, value in one matmul
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    """The position-wise half of a block, four times as wide inside."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate="tanh")  # GPT-2's own; the exact one would not reproduce released logits
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: both halves add to the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """GPT-2. The output head and the token embedding are one weight (`lm_head.weight is transformer.wte.weight`)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": nn.Dropout(config.dropout),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.lm_head.weight = self.transformer["wte"].weight  # type: ignore[assignment]
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, CausalSelfAttention | MLP):
+            # 2 n_layer of these add up in the residual stream; this keeps its variance independent of depth (GPT-2
+            # paper). `apply` goes from the leaves up, so this comes after the plain 0.02 and has the last word.
+            nn.init.normal_(module.c_proj.weight, mean=0.0, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def forward(
+        self, idx: torch.Tensor, targets: torch.Tensor | None = None, reduction: str = "mean"
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids (B, T) -> logits and, given targets (B, T), their cross entropy in nats.
+
+        Without targets only the last position's logits are computed, (B, 1, P). The logits of the P - V padding rows
+        are minus infinity: they take no probability, get no gradient and are never sampled.
+        """
+        _, T = idx.shape
+        assert self.config.block_size >= T, f"{T} tokens, but block_size is {self.config.block_size}"
+        positions = torch.arange(T, device=idx.device)  # (T)
+        x = self.transformer["wte"](idx) + self.transformer["wpe"](positions)  # (B, T, C) + (T, C)
+        x = self.transformer["drop"](x)
+        blocks: Any = self.transformer["h"]
+        for block in blocks:
+            x = block(x)
+        x = self.transformer["ln_f"](x)  # (B, T, C)
+        if targets is None:
+            return self._head(x[:, [-1], :]), None  # (B, 1, P)
+        logits = self._head(x)  # (B, T, P)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
+        return logits, loss
+
+    def _head(self, x: torch.Tensor) -> torch.Tensor:
+        mask = None  # as the matmul's bias the mask costs nothing
+        if self.config.padded_vocab_size > self.config.vocab_size:
+            ids = torch.arange(self.config.padded_vocab_size, device=x.device)
+            mask = torch.zeros_like(ids, dtype=x.dtype).masked_fill(ids >= self.config.vocab_size, -math.inf)  # (P)
+        return F.linear(x, self.lm_head.weight, mask)
+
+    def param_groups(self, weight_decay: float) -> list[dict]:
+        """Two groups for an optimizer: what has two or more dimensions is decayed, biases and norms are not."""
+        parameters = list(self.parameters())  # the tied weight comes once
+        decayed = [p for p in parameters if p.dim() >= 2]
+        plain = [p for p in parameters if p.dim() < 2]
+        ids = [id(p) for p in decayed + plain]
+        assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in parameters}, "the groups are no partition"
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def num_parameters(self) -> int:
+        """Parameters, the tied weight counted once, padding rows left out (GPT-2 small: 124,439,808)."""
+        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
+        return sum(p.numel() for p in self.parameters()) - padding
+
+    def flops_per_token(self, T: int | None = None) -> int:
+        """Floating-point operations of one token's forward and backward pass at sequence length T (PaLM, appendix B).
+
+        Only matmuls, 2 operations per multiply-add, backward twice forward: the four weights of each block (12 C^2),
+        the scores and the mix of attention (2 T C, the causal half not discounted, as is the custom), and the head
+        (V C, although its weight is tied). Embedding look-ups are no matmuls and padding is no useful work.
+        """
+        c = self.config
+        T = c.block_size if T is None else T
+        multiply_adds = c.n_layer * (12 * c.n_embd**2 + 2 * T * c.n_embd) + c.vocab_size * c.n_embd
+        return 3 * 2 * multiply_adds
+
+    @torch.no_grad()
+    def generate(
+        self, idx: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> torch.Tensor:
+        """Continue the token ids (B, T) by max_new_tokens each; temperature 0 takes the likeliest token every time."""
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx[:, -self.config.block_size :])
+            logits = logits[:, -1, :].float()  # (B, P)
+            if temperature == 0:
+                token = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+            else:
+                if top_k is not None:
+                    kth = logits.topk(min(top_k, self.config.vocab_size)).values[:, [-1]]  # (B, 1)
+                    logits = logits.masked_fill(logits < kth, -math.inf)
+                token = torch.multinomial(F.softmax(logits / temperature, dim=-1), num_samples=1)  # (B, 1)
+            idx = torch.cat((idx, token), dim=1)  # (B, T + 1)
+        return idx
+
+
+# Dense bfloat16 operations per second, from the makers' data sheets. The first name found in the device's name counts.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The peak that model FLOP utilisation is measured against, None where there is no such figure (a CPU)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)

@@ -1,0 +1,85 @@
+"""The machine a run has: its processes, their devices, and the precision of their matmuls."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run as one of them sees it."""
+
+    rank: int  # of this process, 0 to size - 1
+    size: int
+    device: torch.device  # of this process
+    dtype: torch.dtype  # of matmuls; weights and everything that adds up stay float32
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def move(self, x: torch.Tensor) -> torch.Tensor:
+        """A batch on its way to the device, without waiting for it to arrive."""
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x
+
+    def sum(self, x: torch.Tensor) -> float:
+        """The sum of x over all processes, known to all of them. Waits for the device."""
+        if self.size > 1:
+            x = x.clone()
+            dist.all_reduce(x)
+        return x.item()
+
+
+def join(device: str, dtype: str, timeout: int) -> World:
+    """Meet the other processes that torchrun started, through NCCL on GPUs and gloo on CPUs; alone without torchrun.
+
+    Args:
+        device: "cpu", "cuda", "cuda:N", or "auto".
+        dtype: "float32", "bfloat16", or "auto" for bfloat16 on a GPU that has it.
+        timeout: seconds after which a process gives up waiting for the others.
+    """
+    device = resolve(device)
+    rank, size = 0, 1
+    if "RANK" in os.environ:
+        if device != "cpu":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        backend = "gloo" if device == "cpu" else "nccl"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        rank, size = dist.get_rank(), dist.get_world_size()
+    low = dtype == "bfloat16" or (dtype == "auto" and device != "cpu" and torch.cuda.is_bf16_supported())
+    return World(rank, size, torch.device(device), torch.bfloat16 if low else torch.float32)
+
+
+def device_problems(device: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with a `device` in a config, as the configurator wants it."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or not (index or "0").isdigit():
+        yield "device", f"device={device!r} must be auto, cpu, cuda or cuda:N"
+    elif kind == "cuda" and not torch.cuda.is_available():
+        yield "device", f"device={device!r}, but torch finds no GPU here: use --device=cpu"
+
+
+def resolve(device: str) -> str:
+    """`device` with "auto" decided: CUDA where there is a GPU."""
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def leave() -> None:
+    """The end of what `join` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def compiler_problem(device: torch.device) -> str | None:
+    """Why torch.compile does not work on this machine, found out by trying; None where it does."""
+    try:
+        torch.compile(lambda x: x * x + 1)(torch.ones(64, device=device))
+    except Exception as error:  # whatever it is, one can train without
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return None

@@ -1,0 +1,245 @@
+"""What a run leaves behind and shows: config.json, metrics.csv, a progress bar or plain lines, wandb if asked for.
+
+metrics.csv has one header: step, tokens, seconds, train_loss, val_loss, lr, grad_norm, then each coefficient by name,
+then each learned coefficient's hypergradient as h_<name>. An empty cell was not measured at that step.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from configurator import ConfigError
+
+RUN_FILES = (".pt", ".json", ".csv", ".png", "wandb", "wandb_id")  # how the names of what a run writes end
+COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
+Row = dict[str, float | int | None]
+
+
+def write_config(out_dir: Path, config: Mapping[str, Any], **facts: Any) -> None:
+    """config.json: the resolved config, the commit, the versions, and any other facts about the run."""
+    packages = ("torch", "numpy", "tiktoken", "datasets", "wandb")
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in packages}
+    content = {"config": config, "commit": _commit(), "versions": versions, "platform": platform.platform(), **facts}
+    _replace(out_dir / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit that runs, with "-dirty" where files differ from it; None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv as text; a last line cut short by a crash is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        text = file.read()
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def claim(folder: str, keep_run: bool) -> None:
+    """Make a run's folder and see that it can be written; a finished run in it goes to FOLDER/previous-N if not kept.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+    out_dir = Path(folder)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        probe = out_dir / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+        old = [path for path in out_dir.iterdir() if path.name.endswith(RUN_FILES)]
+        if old and not keep_run:
+            previous = out_dir / f"previous-{1 + len(list(out_dir.glob('previous-*')))}"
+            previous.mkdir()
+            for path in old:
+                path.rename(previous / path.name)
+            print(f"{out_dir} held a run already: it is in {previous} now")
+    except OSError as error:
+        raise ConfigError(f"out_dir={folder!r} cannot be written ({error.strerror}): choose another") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """The new text or the old one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class MetricsFile:
+    """metrics.csv, one row at a time, each on its way to the disk when `write` returns.
+
+    Args:
+        resume_step: None starts a new file; a step keeps the rows up to it, so that what a resumed run measures again
+            is not there twice.
+    """
+
+    def __init__(self, path: Path, columns: list[str], resume_step: int | None) -> None:
+        rows: list[dict[str, str]] = []
+        if resume_step is not None and path.exists():
+            rows = [row for row in read_metrics(path) if int(row["step"]) <= resume_step]
+        if rows:  # learning another coefficient after a resume adds a column and loses none
+            columns = [*rows[0], *(name for name in columns if name not in rows[0])]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _replace(path, text.getvalue())
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, columns, restval="", lineterminator="\n")
+
+    def write(self, row: Row) -> None:
+        self._writer.writerow({name: "" if value is None else value for name, value in row.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Wandb:
+    """The second sink. Nothing that goes wrong in wandb stops a run: it is reported once and then left alone."""
+
+    def __init__(self, out_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
+        self._run: Any = None
+        try:
+            import wandb
+
+            id_file = out_dir / "wandb_id"  # a resumed run goes on in the same wandb run
+            run_id = id_file.read_text().strip() if resume and id_file.exists() else secrets.token_hex(4)
+            self._run = wandb.init(
+                project=config["wandb_project"],
+                name=config["wandb_run_name"],
+                id=run_id,
+                resume="allow",
+                config=dict(config),
+                dir=str(out_dir),
+            )
+            id_file.write_text(run_id + "\n")
+        except Exception as error:
+            self._give_up(error)
+
+    def write(self, row: Row) -> None:
+        if self._run is not None:
+            try:
+                self._run.log({name: value for name, value in row.items() if value is not None}, step=row["step"])
+            except Exception as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        print(f"wandb: {type(error).__name__}: {error}; the run goes on without it", file=sys.stderr)
+
+
+class Progress:
+    """A tqdm bar where stderr is a terminal, otherwise a plain line on stdout for every row."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self._bar: Any = None
+        self._stop = stop
+        self._shown: dict[str, str | None] = {}
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(initial=start, total=stop, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def step(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, row: Row, shown: dict[str, str | None]) -> None:
+        """One row, in the order of `shown`; in the bar, what was not measured now keeps its last value."""
+        if self._bar is not None:
+            self._shown = {name: text or self._shown.get(name) for name, text in shown.items()}
+            self._bar.set_postfix_str(" ".join(f"{name} {text}" for name, text in self._shown.items() if text))
+        else:
+            words = ", ".join(f"{name} {text}" for name, text in shown.items() if text)
+            print(f"step {row['step']}/{self._stop}: {words}", flush=True)
+
+    def say(self, line: str) -> None:
+        """A line that does not tear the bar."""
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Recorder:
+    """All of the above for one run: what the trainer talks to, on the first process only.
+
+    Args:
+        config: the resolved config, for config.json and for wandb.
+        optimizer: its `coefficients`, `hypergradients` and `grad_norm` are columns of every row.
+        resume_step: the step of the checkpoint that the run goes on from, None for a new run.
+        facts: whatever else config.json should say about the run.
+    """
+
+    def __init__(self, config: Mapping[str, Any], optimizer: Any, resume_step: int | None, **facts: Any) -> None:
+        out_dir = Path(config["out_dir"])
+        write_config(out_dir, config, **facts)
+        self._optimizer = optimizer
+        columns = [*COLUMNS, *optimizer.coefficients, *(f"h_{name}" for name in optimizer.hypergradients)]
+        self._metrics = MetricsFile(out_dir / "metrics.csv", columns, resume_step)
+        self._wandb = Wandb(out_dir, config, resume_step is not None) if config["wandb_log"] else None
+        self._progress = Progress(resume_step or 0, config["max_iters"])
+        self.step, self.say = self._progress.step, self._progress.say
+
+    def write(self, row: Row, shown: dict[str, str | None]) -> None:
+        """A row and the optimizer's part of it to every sink; `shown` is only shown (speed and the like)."""
+        coefficients, hypergradients = self._optimizer.coefficients, self._optimizer.hypergradients
+        norm = self._optimizer.grad_norm
+        row = {
+            **row,
+            "grad_norm": None if norm is None or not row["step"] else float(norm),
+            **coefficients,
+            **{f"h_{name}": value if row["step"] else None for name, value in hypergradients.items()},
+        }
+        self._metrics.write(row)
+        if self._wandb is not None:
+            self._wandb.write(row)
+        losses = {"loss": row["train_loss"], "val": row["val_loss"]}
+        self._progress.show(
+            row,
+            {
+                **{name: None if loss is None else f"{loss:.4f}" for name, loss in losses.items()},
+                **shown,
+                **{name: f"{coefficients[name]:.3f}" for name in hypergradients},
+            },
+        )
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._progress.close()
+        if self._wandb is not None:
+            self._wandb.close()

@@ -1,0 +1,93 @@
+"""Text from a checkpoint.
+
+    python sample.py --out_dir=out/quickstart --prompt="def " --num_samples=3
+    python sample.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+import checkpoint
+import parallel
+from checkpoint import CheckpointError
+from configurator import ConfigError, HelpRequested, parse
+from data import DataError, open_dataset
+from model import GPT, GPTConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to sample from, and how."""
+
+    out_dir: Annotated[str, "folder of the run"] = "out/quickstart"
+    which: Annotated[Literal["best", "newest"], "the checkpoint with the lowest validation loss, or the last"] = "best"
+    prompt: Annotated[str, "what the text begins with; file:PATH reads it from a file"] = "\n"
+    num_samples: Annotated[int, "texts to write (count)"] = 1
+    max_new_tokens: Annotated[int, "length of each, without the prompt (tokens)"] = 500
+    temperature: Annotated[float, "below 1 is safer, above 1 is wilder, 0 always takes the likeliest token"] = 0.8
+    top_k: Annotated[int | None, "only the likeliest so many tokens are candidates (count); None: all"] = 200
+    seed: Annotated[int, "fixes the texts (0 or more)"] = 1337
+    device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
+
+
+def check(cfg: Config) -> Iterator[tuple[str, str]]:
+    """(fields concerned, what is wrong and what is allowed) for each impossible value."""
+    for name in ("num_samples", "max_new_tokens"):
+        if getattr(cfg, name) < 1:
+            yield name, f"{name}={getattr(cfg, name)} must be 1 or more"
+    if cfg.top_k is not None and cfg.top_k < 1:
+        yield "top_k", f"top_k={cfg.top_k} must be 1 or more, or None"
+    for name in ("temperature", "seed"):
+        if getattr(cfg, name) < 0:
+            yield name, f"{name}={getattr(cfg, name)} must be 0 or more"
+    yield from parallel.device_problems(cfg.device)
+
+
+def sample(cfg: Config) -> Iterator[str]:
+    """The texts, prompt included, one at a time."""
+    chosen = checkpoint.best(cfg.out_dir) if cfg.which == "best" else checkpoint.newest(cfg.out_dir)
+    saved = checkpoint.load(chosen)
+    dataset = open_dataset(saved["config"]["dataset"], prepare=True)  # for its tokenizer
+    device = torch.device(parallel.resolve(cfg.device))
+    model = GPT(GPTConfig(**saved["model_config"]))
+    model.load_state_dict(saved["model"])
+    model.to(device).eval()
+    prompt = cfg.prompt
+    if prompt.startswith("file:"):
+        try:
+            with open(prompt.removeprefix("file:"), encoding="utf-8") as file:
+                prompt = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {error}") from None
+    ids = dataset.encode(prompt)
+    if not ids:
+        raise ConfigError("the prompt is empty: give it at least one character")
+    torch.manual_seed(cfg.seed)
+    for _ in range(cfg.num_samples):
+        start = torch.tensor([ids], device=device)  # (1, T)
+        text = model.generate(start, cfg.max_new_tokens, cfg.temperature, cfg.top_k)  # (1, T + max_new_tokens)
+        yield dataset.decode(text[0].tolist())
+
+
+def main(argv: list[str]) -> int:
+    """The command line. Exit code 0: done; 2: a mistake to put right."""
+    try:
+        for text in sample(parse(Config, argv, check, "sample.py")):
+            print(text)
+            print("-" * 15)
+    except HelpRequested as text:
+        print(text)
+    except (ConfigError, DataError, CheckpointError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""metrics.csv and config.json, the bar and the lines, and a wandb that may fail in any way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import record
+from configurator import ConfigError
+from record import MetricsFile, Progress, Wandb, claim, read_metrics, write_config
+
+CONFIG = {"wandb_project": "p", "wandb_run_name": None, "max_iters": 10}
+
+
+def metrics(path: Path, steps: list[int], columns: list[str], resume_step: int | None) -> list[dict[str, str]]:
+    file = MetricsFile(path, columns, resume_step)
+    for step in steps:
+        file.write({"step": step, "loss": step / 3, "beta1": None})
+    file.close()
+    return read_metrics(path)
+
+
+def test_resuming_cuts_the_metrics_back_to_the_checkpoint_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    columns = ["step", "loss", "beta1"]
+    metrics(path, [0, 5, 10, 15], columns, None)
+    undisturbed = path.read_bytes()
+    with path.open("a") as file:
+        file.write("20,6.66")  # killed in mid-line
+    assert [row["step"] for row in metrics(path, [15], columns, 10)] == ["0", "5", "10", "15"]
+    assert path.read_bytes() == undisturbed
+    assert undisturbed.startswith(b"step,loss,beta1\n0,0.0,\n5,1.6666666666666667,\n")
+    assert [row["step"] for row in metrics(path, [1], columns, None)] == ["1"]
+
+
+def test_a_coefficient_learned_from_the_resume_on_adds_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    metrics(path, [1], ["step", "loss", "beta1"], None)
+    rows = metrics(path, [2], ["step", "loss", "beta1", "h_beta1"], 1)
+    assert list(rows[0]) == ["step", "loss", "beta1", "h_beta1"] and rows[0]["h_beta1"] == ""
+    assert [row["step"] for row in rows] == ["1", "2"]
+
+
+def test_resuming_with_a_metrics_file_that_is_gone_starts_one(tmp_path: Path) -> None:
+    assert [row["step"] for row in metrics(tmp_path / "metrics.csv", [7], ["step", "loss", "beta1"], 6)] == ["7"]
+
+
+def test_config_json_has_config_commit_and_versions(tmp_path: Path) -> None:
+    write_config(tmp_path, {"seed": 1}, processes=2)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["config"] == {"seed": 1} and content["processes"] == 2
+    assert content["versions"]["torch"] == torch.__version__
+    root = Path(record.__file__).parent
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    if head.returncode == 0:
+        assert content["commit"].removesuffix("-dirty") == head.stdout.strip()
+    else:
+        assert content["commit"] is None
+
+
+def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
+    out_dir = tmp_path / "deep" / "run"
+    claim(str(out_dir), keep_run=False)
+    for number in (1, 2):
+        (out_dir / "metrics.csv").write_text(str(number))
+        (out_dir / "notes.txt").write_text("mine")
+        claim(str(out_dir), keep_run=True)
+        assert (out_dir / "metrics.csv").exists()
+        claim(str(out_dir), keep_run=False)
+        assert (out_dir / f"previous-{number}" / "metrics.csv").read_text() == str(number)
+        assert not (out_dir / "metrics.csv").exists() and (out_dir / "notes.txt").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out_dir='.*/file/run' cannot be written \(Not a directory\): choose"):
+        claim(str(tmp_path / "file" / "run"), keep_run=False)
+
+
+def test_without_a_terminal_each_row_is_a_plain_line(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    progress = Progress(0, 10)
+    progress.step()
+    progress.show({"step": 5}, {"loss": "1.0", "val": None, "beta1": "0.9"})
+    progress.close()
+    assert capsys.readouterr().out == "step 5/10: loss 1.0, beta1 0.9\n"
+
+
+def test_on_a_terminal_there_is_a_bar_that_keeps_the_last_validation_loss(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(4, 10)
+    progress.step()
+    progress.show({"step": 5}, {"loss": "3.21", "val": "3.33", "beta1": "0.901"})
+    progress.show({"step": 6}, {"loss": "3.20", "val": None, "beta1": "0.902"})
+    progress.close()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "5/10" in shown.err and "loss 3.20 val 3.33 beta1 0.902" in shown.err
+
+
+class FailingWandb:
+    """A wandb that raises in one of its calls, and counts them all."""
+
+    def __init__(self, failing: str) -> None:
+        self.failing, self.calls = failing, []
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.failing:
+            raise RuntimeError("no network, for instance")
+
+    def init(self, **_: object) -> SimpleNamespace:
+        self._call("init")
+        return SimpleNamespace(log=lambda *_, **__: self._call("log"), finish=lambda: self._call("finish"))
+
+
+@pytest.mark.parametrize(
+    ("failing", "calls"),
+    [("init", ["init"]), ("log", ["init", "log"]), ("finish", ["init", "log", "log", "finish"])],
+)
+def test_whatever_fails_in_wandb_is_reported_once_and_the_run_goes_on(
+    failing: str, calls: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    fake = FailingWandb(failing)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    sink = Wandb(tmp_path, CONFIG, resume=False)
+    for step in (1, 2):
+        sink.write({"step": step, "loss": 1.0, "val_loss": None})
+    sink.close()
+    assert fake.calls == calls
+    assert capsys.readouterr().err == "wandb: RuntimeError: no network, for instance; the run goes on without it\n"
+
+
+def test_a_missing_wandb_is_reported_once(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what `import` takes for "not installed"
+    sink = Wandb(tmp_path, CONFIG, resume=False)
+    sink.write({"step": 1})
+    sink.close()
+    assert capsys.readouterr().err.count("the run goes on without it") == 1
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, monkeypatch) -> None:
+    ids = []
+
+    def init(id: str, **_: object) -> SimpleNamespace:
+        ids.append(id)
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for resume in (False, True, False):
+        Wandb(tmp_path, CONFIG, resume).close()
+    assert ids[0] == ids[1] != ids[2]

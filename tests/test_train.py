@@ -1,0 +1,304 @@
+"""Whole runs of the trainer: on one process and two, resumed, refused, diverged."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import sample
+import train
+from data import open_dataset, train_batch, val_starts
+from model import GPT, GPTConfig
+from parallel import World
+
+ROOT = Path(train.__file__).parent
+ALONE = World(0, 1, torch.device("cpu"), torch.float32)
+
+
+def rows(out_dir: Path) -> list[dict[str, str]]:
+    with (out_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def without_seconds(out_dir: Path) -> list[dict[str, str]]:
+    return [{name: cell for name, cell in row.items() if name != "seconds"} for row in rows(out_dir)]
+
+
+def same(a: object, b: object) -> bool:
+    """Bitwise equality of nested checkpoints."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_a_run_learns_and_leaves_everything_that_it_should(small: list[str], tmp_path: Path, capsys) -> None:
+    out_dir = tmp_path / "run"
+    assert train.main([*small, "--max_iters=150", "--eval_interval=50", "--log_interval=10", "--dropout=0"]) == 0
+    shown = capsys.readouterr().out
+    final, entropy = map(float, re.search(r"validation loss ([\d.]+) .* corpus ([\d.]+)", shown).groups())  # type: ignore[union-attr]
+    assert final < 0.8 * entropy
+    got = rows(out_dir)
+    names = ["beta1", "beta2", "beta3", "rho", "c", "gamma"]
+    columns = ["step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm"]
+    header = list(got[0])
+    assert header[:7] == columns and header[-6:] == [f"h_{name}" for name in names]
+    assert [name for name in header[7:-6] if name != "eps"] == names
+    assert [int(row["step"]) for row in got] == list(range(0, 151, 10))
+    assert [int(row["step"]) for row in got if row["val_loss"]] == [0, 50, 100, 150]
+    assert all(row["train_loss"] and row["lr"] and row["grad_norm"] for row in got[1:]) and not got[0]["train_loss"]
+    assert int(got[-1]["tokens"]) == 150 * 2 * 4 * 16
+    assert all(float(got[1][name]) != float(got[-1][name]) for name in names)  # each coefficient moves
+    written = json.loads((out_dir / "config.json").read_text())
+    assert set(written["config"]) == {field.name for field in dataclasses.fields(train.Config)}
+    assert written["config"]["max_iters"] == 150 and {"commit", "versions"} <= set(written)
+    assert (out_dir / "figure.png").stat().st_size > 10_000
+    assert [found.step for found in checkpoint.find(out_dir)] == [100, 150]
+
+    assert sample.main([f"--out_dir={out_dir}", "--prompt=the ", "--max_new_tokens=30", "--num_samples=2"]) == 0
+    first, second = (text for text in capsys.readouterr().out.split("-" * 15) if text.strip())
+    assert first.startswith("the ") and second.strip().startswith("the ") and first.strip() != second.strip()
+    assert len(first.removesuffix("\n")) == 34
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "mada"])
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(small: list[str], tmp_path: Path, optimizer: str) -> None:
+    changes = [f"--optimizer={optimizer}", "--keep_checkpoints=5"]
+    if optimizer == "adam":
+        changes.append("--hyper_lr=None")
+    undisturbed, resumed = tmp_path / "run", tmp_path / "resumed"
+    assert train.main([*small, *changes]) == 0
+    resumed.mkdir()
+    for name in ("ckpt_000006.pt", "ckpt_000006.json", "metrics.csv"):  # died after step 6, with rows beyond it
+        shutil.copy(undisturbed / name, resumed / name)
+    assert train.main([*small, *changes, f"--out_dir={resumed}", "--init_from=resume"]) == 0
+    assert without_seconds(resumed) == without_seconds(undisturbed)
+    ends = [checkpoint.load(checkpoint.newest(out_dir)) for out_dir in (undisturbed, resumed)]
+    assert ends[0]["step"] == 12
+    for part in ("model", "optimizer"):
+        assert same(ends[0][part], ends[1][part]), part
+
+
+RANK = """
+import json, os, sys, train
+kept = []
+def keep(*args, build=train.build_optimizer, **kwargs):
+    kept.append(build(*args, **kwargs))
+    return kept[-1]
+train.build_optimizer = keep
+code = train.main(sys.argv[2:])
+with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "w") as file:
+    sums = [p.double().sum().item() for group in kept[-1].param_groups for p in group["params"]]
+    json.dump([kept[-1].coefficients, sums], file)
+sys.exit(code)
+"""
+
+
+def test_two_processes_are_one(small: list[str], tmp_path: Path) -> None:
+    """The same global batch, masks of dropout and mean gradient: equal to round-off, and equal bits on both ranks."""
+    changes = ["--gradient_accumulation_steps=4", "--grad_clip=0.5"]
+    assert train.main([*small, *changes]) == 0
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    two = subprocess.run(
+        [*command, tmp_path / "rank.py", tmp_path, *small, *changes, f"--out_dir={tmp_path / 'two'}"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True, text=True, timeout=120,
+    )
+    assert two.returncode == 0, two.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    for one, other in zip(without_seconds(tmp_path / "run"), without_seconds(tmp_path / "two"), strict=True):
+        for name in one:
+            assert bool(one[name]) == bool(other[name])
+            if one[name]:
+                assert float(other[name]) == pytest.approx(float(one[name]), rel=2e-5, abs=2e-6), (one["step"], name)
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_global_batch(corpus: str) -> None:
+    tokens = open_dataset(corpus).train
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=32, n_layer=2, n_head=2, n_embd=8))
+    cfg = train.Config(batch_size=3, gradient_accumulation_steps=4, block_size=8, seed=5)
+    loss = train.accumulate(model, tokens, 7, cfg, ALONE)
+    accumulated = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    x, y = train_batch(tokens, 5, 7, range(12), 8)
+    whole = model(x, y)[1]
+    whole.backward()
+    torch.testing.assert_close(loss, whole.detach())
+    for got, p in zip(accumulated, model.parameters(), strict=True):
+        torch.testing.assert_close(got, p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "eval_iters"), [(4, 10), (7, 10), (64, 0)])
+def test_validation_is_the_mean_over_fixed_windows(corpus: str, batch_size: int, eval_iters: int) -> None:
+    tokens = open_dataset(corpus).val
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=32, n_layer=1, n_head=2, n_embd=8, dropout=0.5)).train()
+    cfg = train.Config(batch_size=batch_size, eval_iters=eval_iters, block_size=8)
+    got = train.evaluate(model, tokens, cfg, ALONE)
+    assert model.training
+    starts = val_starts(tokens, 8, eval_iters or None)
+    windows = torch.from_numpy(tokens.windows(starts, 9))
+    assert len(windows) == (eval_iters or (len(tokens) - 1) // 8)
+    with torch.no_grad():
+        assert got == pytest.approx(model.eval()(windows[:, :-1], windows[:, 1:])[1].item(), rel=1e-5)
+
+
+def test_learning_rate_warms_up_and_then_follows_a_cosine() -> None:
+    cfg = train.Config(learning_rate=1.0, min_lr=0.1, warmup_iters=9, max_iters=109)
+    rates = [train.learning_rate(step, cfg) for step in range(1, 120)]
+    assert rates[:10] == pytest.approx(np.linspace(0.1, 1.0, 10))
+    assert rates[59] == pytest.approx(0.55)  # half-way from step 10 to step 110
+    assert rates[109:] == [0.1] * 10 and rates[108] > 0.1
+    assert all(a > b for a, b in itertools.pairwise(rates[9:110]))
+    constant = dataclasses.replace(cfg, decay_lr=False)
+    assert {train.learning_rate(step, constant) for step in range(10, 120)} == {1.0}
+    short = dataclasses.replace(cfg, lr_decay_iters=5)
+    assert train.learning_rate(9, short) < train.learning_rate(10, cfg) and train.learning_rate(10, short) == 0.1
+
+
+def refused(argv: list[str], capsys) -> str:
+    """The one message of a run that is refused before it does anything."""
+    capsys.readouterr()
+    assert train.main(argv) == 2
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err and shown.err.startswith("train.py: ")
+    return shown.err.removeprefix("train.py: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n_layers=3"], "--n_layers=3: unknown key 'n_layers', did you mean 'n_layer'?"),
+        (["--max_iters=many"], "--max_iters=many: max_iters must be a whole number, not 'many'"),
+        (["--n_embd=15"], "n_embd=15 is not divisible by n_head=2"),
+        (["--optimizer=madam"], "optimizer must be 'adam', 'amsgrad', "),
+        (["--dropout=1.0"], "dropout=1.0 must be 0 or more and below 1"),
+        (["--min_lr=1"], "min_lr=1.0 is above learning_rate=0.01"),
+        (["--eval_interval=0"], "eval_interval=0 must be 1 or more"),
+        (["--seed=-1"], "seed=-1 must be 0 or more"),
+        (["--hyper_lr.beta4=1e-3"], "beta4"),
+        (["--beta1=1.5"], "1.5"),
+        (["--device=tpu"], "device='tpu' must be auto, cpu, cuda or cuda:N"),
+        (["--block_size=5000"], "block_size 5000 needs 5001 tokens, but words/val has 4000"),
+        (["--dataset=openwebtexts"], "no data set 'openwebtexts'"),
+        (["--dataset=/no/where"], "/no/where"),
+        (["--init_from=resume"], "no complete checkpoint in "),
+        (["--init_from=gpt5"], "init_from must be 'scratch' or 'resume', not 'gpt5'"),
+        (["--out_dir=/dev/null/run"], "out_dir='/dev/null/run' cannot be written (Not a directory): choose another"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    arguments: list[str], message: str, small: list[str], tmp_path: Path, capsys
+) -> None:
+    line = refused([*small, *arguments], capsys)
+    assert message in line and "\n" not in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_mistakes_of_a_command_line_are_reported_together(small: list[str], capsys) -> None:
+    lines = refused([*small, "--n_embd=15", "--max_iter=5", "--dropout=2", "--hyper_clip=-1"], capsys).splitlines()
+    assert len(lines) == 4
+
+
+def test_more_processes_than_micro_batches_are_refused(small: list[str], capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "is not divisible by the 3 processes" in refused(small, capsys)
+
+
+def test_a_checkpoint_is_resumed_by_its_own_model_and_optimizer_only(small: list[str], capsys) -> None:
+    assert train.main([*small, "--max_iters=6", "--eval_interval=3"]) == 0
+    resume = [*small, "--init_from=resume"]
+    line = refused([*resume, "--n_embd=32", "--bias=True"], capsys)
+    assert line.endswith("does not fit: n_embd=32 (there 16), bias=True (there False)")
+    assert "optimizer=adam (there mada)" in refused([*resume, "--optimizer=adam", "--hyper_lr=None"], capsys)
+    assert "is at step 6, beyond max_iters=5" in refused([*resume, "--max_iters=5"], capsys)
+    assert train.main([*resume, "--max_iters=8", "--learning_rate=0.5"]) == 0
+    said = "resuming after step 6, max_iters=8 (was 6), eval_interval=6 (was 3), learning_rate=0.5 (was 0.01)"
+    assert said in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_refused(small: list[str], tmp_path: Path, capsys) -> None:
+    assert train.main([*small, "--max_iters=3"]) == 0
+    path = checkpoint.newest(tmp_path / "run").path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "ckpt_000003.pt is damaged" in refused([*small, "--init_from=resume"], capsys)
+
+
+def test_a_finished_run_can_be_resumed_and_has_nothing_to_do(small: list[str], tmp_path: Path, capsys) -> None:
+    assert train.main([*small, "--max_iters=3"]) == 0
+    before = rows(tmp_path / "run")
+    assert train.main([*small, "--max_iters=3", "--init_from=resume"]) == 0
+    assert rows(tmp_path / "run") == before
+    assert f"validation loss {float(before[-1]['val_loss']):.4f}" in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_a_run_that_diverges_stops_with_its_last_good_weights(small: list[str], tmp_path: Path, capsys) -> None:
+    changes = ["--grad_clip=0", "--max_refused=4", "--log_interval=2", "--max_iters=200"]
+    blow_up = [*small, *changes, "--learning_rate=1e30", "--min_lr=1e30", "--warmup_iters=0", "--eval_interval=1000"]
+    assert train.main(blow_up) == 3
+    assert re.search(r"train.py: step \d+: no finite gradient for [4-6] steps", capsys.readouterr().err)
+
+
+def test_an_interrupted_run_says_how_to_go_on(small: list[str], monkeypatch, capsys) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "accumulate", interrupt)
+    assert train.main(small) == 130
+    assert "--init_from=resume goes on" in capsys.readouterr().err
+
+
+def test_without_a_compiler_the_run_goes_on_and_says_so(small: list[str], tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, ROOT / "train.py", *small, "--max_iters=3", "--compile"],
+        env={**os.environ, "PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "no-such"},
+        capture_output=True, text=True, timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("torch.compile does not work here, the run goes on without it:") == 1
+    assert (tmp_path / "run" / "ckpt_000003.pt").exists()
+
+
+def test_wandb_offline_gets_the_run_for_real(small: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    run = subprocess.run(
+        [sys.executable, ROOT / "train.py", *small, "--max_iters=3", "--wandb_log"],
+        env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        capture_output=True, text=True, timeout=120,
+    )
+    assert run.returncode == 0 and "the run goes on without it" not in run.stderr, run.stderr
+    (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    data = written.read_bytes()
+    assert all(name.encode() in data for name in ("train_loss", "h_beta1", "gradient_accumulation_steps"))
+
+
+def test_help_explains_every_field(capsys) -> None:
+    assert train.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(train.Config):
+        assert re.search(rf"--{field.name}=.*\n        \w.*; ", text), field.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.stem)
+def test_each_config_file_is_valid_and_named_after_its_folder(path: Path) -> None:
+    cfg = train.parse(train.Config, [str(path)], train.check, "train.py")
+    assert cfg.out_dir == f"out/{path.stem}"

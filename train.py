@@ -1,0 +1,374 @@
+"""Train a GPT, on one CPU core or on many GPUs, with an optimizer that may learn its own coefficients.
+
+    python train.py config/quickstart.py
+    python train.py config/quickstart.py --optimizer=adam --out_dir=out/adam
+    python train.py config/quickstart.py --init_from=resume --max_iters=4000
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py
+    python train.py --help
+
+A step is an optimizer step. Everything random is a pure function of `seed`: the weights at the start, the batch of step
+s (of s and the place in the global batch) and its dropout (of s and the micro-batch). So the number of processes
+changes nothing but speed, and a resumed run needs no state but weights, optimizer and step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import checkpoint
+import parallel
+from checkpoint import CheckpointError
+from configurator import ConfigError, HelpRequested, parse
+from data import DataError, Tokens, open_dataset, train_batch, val_starts
+from model import GPT, IGNORE, GPTConfig, peak_flops
+from optim import build_optimizer
+from parallel import World
+from record import Recorder, claim
+
+COEFFICIENTS = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "eps")
+OptimizerName = Literal["adam", "amsgrad", "avgrad", "yogi", "adan", "lion", "sgd", "hyperadam", "mada"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. The defaults are GPT-2 small on OpenWebText; config/ has one file for each known run."""
+
+    # the run
+    out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
+    init_from: Annotated[
+        Literal["scratch", "resume"], "scratch: new weights; resume: the newest complete checkpoint in out_dir"
+    ] = "scratch"
+    seed: Annotated[int, "fixes weights, batches and dropout (0 or more)"] = 1337
+    max_iters: Annotated[int, "length of the run (steps)"] = 100_000
+    log_interval: Annotated[int, "between two rows of metrics (steps)"] = 10
+    eval_interval: Annotated[int, "between two validations (steps)"] = 500
+    eval_iters: Annotated[int, "validation windows of block_size tokens, the same every time; 0 is the whole split"] = 0
+    checkpoint_interval: Annotated[int, "between two checkpoints (steps); 0 is only after validations"] = 0
+    always_save_checkpoint: Annotated[bool, "save after each validation, not only after the best so far"] = True
+    keep_checkpoints: Annotated[int, "newest checkpoints kept, besides the best (count)"] = 2
+    max_refused: Annotated[int, "stop after so many steps in a row with a gradient that is not finite (steps)"] = 20
+    wandb_log: Annotated[bool, "send the metrics to Weights & Biases as well"] = False
+    wandb_project: Annotated[str, "project there"] = "nanomada"
+    wandb_run_name: Annotated[str | None, "name of the run there; None lets it choose one"] = None
+    # data
+    dataset: Annotated[str, "a folder of data/, or the path of a prepared one"] = "openwebtext"
+    batch_size: Annotated[int, "sequences in a micro-batch of one process"] = 12
+    gradient_accumulation_steps: Annotated[int, "micro-batches in a step, over all processes together"] = 40
+    block_size: Annotated[int, "length of a sequence (tokens)"] = 1024
+    # model
+    n_layer: Annotated[int, "blocks (count)"] = 12
+    n_head: Annotated[int, "attention heads of a block (count)"] = 12
+    n_embd: Annotated[int, "width of the residual stream (features)"] = 768
+    dropout: Annotated[float, "probability of dropping an activation (0 to below 1)"] = 0.0
+    bias: Annotated[bool, "biases in linear layers and layer norms"] = False
+    vocab_multiple: Annotated[int, "rows of the embedding table are rounded up to this (rows)"] = 64
+    # optimizer
+    optimizer: Annotated[OptimizerName, "update rule"] = "mada"
+    learning_rate: Annotated[float, "highest learning rate, after the warm-up (weight units per step)"] = 6e-4
+    weight_decay: Annotated[float, "decoupled decay of matrices (times the learning rate, per step)"] = 0.1
+    grad_clip: Annotated[float, "largest global gradient norm (loss per weight unit); 0 is no clipping"] = 1.0
+    beta1: Annotated[float | None, "decay of the first moment, at the start (per step); None: the rule's own"] = None
+    beta2: Annotated[float | None, "decay of the second moment, at the start (per step); None: the rule's own"] = None
+    beta3: Annotated[float | None, "Adan's gradient difference, at the start (per step); None: the rule's own"] = None
+    rho: Annotated[float | None, "1 is Adam's second moment, 0 AVGrad's mean (fraction); None: the rule's own"] = None
+    c: Annotated[float | None, "1 is Adam's second moment, 0 Yogi's (fraction); None: the rule's own"] = None
+    gamma: Annotated[float | None, "1 is the adaptive direction, 0 Lion's (fraction); None: the rule's own"] = None
+    eps: Annotated[float | None, "added to the denominator (loss per weight unit); None: the rule's own"] = None
+    hyper_lr: Annotated[
+        dict[str, float] | None, "learning rate of each coefficient to learn, by name (per step); None: the rule's own"
+    ] = None
+    hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
+    hyper_start: Annotated[int, "coefficients rest until this step (steps)"] = 0
+    hyper_clip: Annotated[float, "hypergradients are clamped to plus and minus this (loss per unit)"] = 10.0
+    order: Annotated[
+        Literal["coefficients_first", "weights_first"], "which of the two is updated first in a step"
+    ] = "coefficients_first"
+    decay_lr: Annotated[bool, "cosine decay after the warm-up; otherwise the learning rate stays"] = True
+    warmup_iters: Annotated[int, "linear warm-up (steps)"] = 2000
+    lr_decay_iters: Annotated[int | None, "end of the decay (steps); None: max_iters"] = None
+    min_lr: Annotated[float, "learning rate at the end of the decay (weight units per step)"] = 6e-5
+    # machine
+    device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], "of matmuls; weights stay float32; auto: bfloat16 on a GPU that has it"
+    ] = "auto"
+    compile: Annotated[
+        bool | None, "torch.compile: True model and optimizer, False neither, None optimizer, and model on a GPU"
+    ] = None
+    dist_timeout: Annotated[int, "a process that waits longer for the others gives up (seconds)"] = 1800
+
+
+def check(cfg: Config) -> Iterator[tuple[str, str]]:
+    """(fields concerned, what is wrong and what is allowed) for each impossible value or combination."""
+    values = dataclasses.asdict(cfg)
+    for name in ("max_iters", "log_interval", "eval_interval", "keep_checkpoints", "max_refused", "batch_size",
+                 "gradient_accumulation_steps", "block_size", "n_layer", "n_head", "n_embd", "vocab_multiple",
+                 "dist_timeout"):
+        if values[name] < 1:
+            yield name, f"{name}={values[name]} must be 1 or more"
+    for name in ("seed", "eval_iters", "checkpoint_interval", "warmup_iters", "grad_clip", "min_lr"):
+        if values[name] < 0:
+            yield name, f"{name}={values[name]} must be 0 or more"
+    if cfg.n_head > 0 and cfg.n_embd % cfg.n_head:
+        yield "n_embd n_head", f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}"
+    if not 0 <= cfg.dropout < 1:
+        yield "dropout", f"dropout={cfg.dropout} must be 0 or more and below 1"
+    if cfg.decay_lr and cfg.min_lr > cfg.learning_rate:
+        yield "min_lr learning_rate decay_lr", f"min_lr={cfg.min_lr} is above learning_rate={cfg.learning_rate}"
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if cfg.gradient_accumulation_steps % processes:
+        yield "gradient_accumulation_steps", (
+            f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} counts the micro-batches of all processes "
+            f"together and is not divisible by the {processes} processes of this run"
+        )
+    yield from parallel.device_problems(cfg.device)
+    try:  # the optimizer knows best what it takes: ask it with one parameter
+        build_optimizer(cfg.optimizer, [torch.nn.Parameter(torch.zeros(1))], **optimizer_arguments(cfg, False))
+    except (ValueError, TypeError) as error:
+        names = "optimizer learning_rate hyper_lr hyper_momentum hyper_start hyper_clip order " + " ".join(COEFFICIENTS)
+        yield names, str(error)
+
+
+def optimizer_arguments(cfg: Config, compile: bool | None) -> dict[str, Any]:
+    """The keywords of `build_optimizer`; what the config leaves at None is left to the optimizer."""
+    chosen = {name: getattr(cfg, name) for name in (*COEFFICIENTS, "hyper_lr") if getattr(cfg, name) is not None}
+    return chosen | {
+        "lr": cfg.learning_rate,
+        "hyper_momentum": cfg.hyper_momentum,
+        "hyper_start": cfg.hyper_start,
+        "hyper_clip": cfg.hyper_clip,
+        "order": cfg.order,
+        "max_grad_norm": cfg.grad_clip or None,
+        "compile": compile,
+    }
+
+
+def learning_rate(step: int, cfg: Config) -> float:
+    """The rate of step 1, 2, ...: linear warm-up, then a cosine down to min_lr, then min_lr."""
+    done = step - 1
+    end = cfg.max_iters if cfg.lr_decay_iters is None else cfg.lr_decay_iters
+    if done < cfg.warmup_iters:
+        return cfg.learning_rate * (done + 1) / (cfg.warmup_iters + 1)
+    if not cfg.decay_lr:
+        return cfg.learning_rate
+    if done >= end:
+        return cfg.min_lr
+    progress = (done - cfg.warmup_iters) / (end - cfg.warmup_iters)  # 0 to 1
+    return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
+
+
+def accumulate(net: Any, tokens: Tokens, step: int, cfg: Config, world: World) -> torch.Tensor:
+    """Add up the gradient of the mean loss over the global batch of a step; return this process's share of that mean.
+
+    The global batch is gradient_accumulation_steps micro-batches of batch_size rows. Each process takes its part of
+    them, and DDP averages the gradients with the last one.
+    """
+    part = cfg.gradient_accumulation_steps // world.size
+    total = torch.zeros((), device=world.device)
+    for i in range(part):
+        micro = world.rank * part + i  # its place in the global batch
+        rows = range(micro * cfg.batch_size, (micro + 1) * cfg.batch_size)
+        x, y = train_batch(tokens, cfg.seed, step, rows, cfg.block_size)  # (B, T) each
+        if cfg.dropout:  # the masks belong to the micro-batch, whichever process works on it
+            torch.manual_seed(int(np.random.SeedSequence((cfg.seed, step, micro)).generate_state(1, np.uint64)[0]))
+        with net.no_sync() if world.size > 1 and i < part - 1 else nullcontext():
+            with world.autocast():
+                loss = net(world.move(x), world.move(y))[1]
+            (loss / part).backward()
+        total += loss.detach() / cfg.gradient_accumulation_steps
+    return total
+
+
+@torch.no_grad()
+def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
+    """Mean loss (nats per token) over the fixed validation windows, which the processes share out among them."""
+    starts = val_starts(tokens, cfg.block_size, cfg.eval_iters or None)  # (windows)
+    B, T = cfg.batch_size, cfg.block_size
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    net.eval()
+    for first in range(world.rank * B, len(starts) + world.rank * B, world.size * B):  # as many passes for everyone
+        window = torch.from_numpy(tokens.windows(starts[first : first + B], T + 1))  # (n, T + 1), n is B but at the end
+        x, y = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), IGNORE)  # always (B, T): nothing recompiles
+        x[: len(window)], y[: len(window)] = window[:, :-1], window[:, 1:]
+        with world.autocast():
+            total += net(world.move(x), world.move(y), reduction="sum")[1]
+    net.train()
+    return world.sum(total) / (len(starts) * T)
+
+
+def restore(saved: dict[str, Any], cfg: Config, model: GPT, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Put a checkpoint's weights and optimizer state in place; return the settings that differ from those it had.
+
+    Another learning rate or length is the user's choice; another model or optimizer is refused.
+    """
+    here = dataclasses.asdict(model.config) | {"optimizer": cfg.optimizer}
+    there = saved["model_config"] | {"optimizer": saved["config"]["optimizer"]}
+    wrong = [f"{name}={here[name]} (there {there.get(name)})" for name in here
+             if name != "dropout" and here[name] != there.get(name)]
+    if wrong:
+        raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not fit: {', '.join(wrong)}")
+    decay = [group["weight_decay"] for group in optimizer.param_groups]
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
+        group["weight_decay"] = weight_decay  # this run's, not the checkpoint's
+    was = saved["config"]
+    return [f"{name}={value!r} (was {was.get(name)!r})" for name, value in dataclasses.asdict(cfg).items()
+            if name != "init_from" and value != was.get(name)]
+
+
+class Diverged(Exception):
+    """The gradients stayed infinite or NaN, and the run stopped before they reached the weights."""
+
+
+def train(cfg: Config, world: World) -> None:
+    """One run from its data to its figure. Raises one of the errors of `main` for what the user can put right."""
+    dataset = open_dataset(cfg.dataset, prepare=True)  # small sets only; one process prepares, the others wait for it
+    train_tokens, val_tokens = dataset.train, dataset.val
+    for tokens in (train_tokens, val_tokens):
+        val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
+    saved = checkpoint.load(checkpoint.newest(cfg.out_dir)) if cfg.init_from == "resume" else None
+    start, seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
+    if start > cfg.max_iters:
+        raise ConfigError(f"the checkpoint in {cfg.out_dir} is at step {start}, beyond max_iters={cfg.max_iters}")
+    if world.rank == 0:
+        claim(cfg.out_dir, keep_run=saved is not None)
+
+    torch.manual_seed(cfg.seed)
+    shape = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
+    model = GPT(GPTConfig(vocab_size=dataset.vocab_size, **shape)).to(world.device)
+    problem = parallel.compiler_problem(world.device) if cfg.compile is not False else "not asked for"
+    optimizer: Any = build_optimizer(
+        cfg.optimizer, model.param_groups(cfg.weight_decay), **optimizer_arguments(cfg, compile=problem is None)
+    )
+    changes = restore(saved, cfg, model, optimizer) if saved else []
+    compiled = problem is None and (cfg.compile or world.device.type == "cuda")
+    net: Any = torch.compile(model) if compiled else model
+    averaging = DistributedDataParallel(net) if world.size > 1 else net
+
+    recorder = None
+    if world.rank == 0:
+        recorder = Recorder(dataclasses.asdict(cfg), optimizer, start if saved else None,
+                            processes=world.size, device=str(world.device), dtype=str(world.dtype),
+                            parameters=model.num_parameters())
+        recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.device.type}")
+        if problem is not None and cfg.compile is not False:
+            recorder.say(f"torch.compile does not work here, the run goes on without it: {problem}")
+        if saved:
+            recorder.say(", ".join([f"resuming after step {start}", *changes]))
+
+    tokens_per_step = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
+    peak = peak_flops(world.device)
+    measured = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
+    val_loss, best_val = measured[-1] if measured else math.nan, min(measured, default=math.inf)
+    loss = torch.zeros((), device=world.device)
+    begun = mark = time.perf_counter()  # of the run, and of the steps since the last row
+    marked = start
+
+    for step in range(start, cfg.max_iters + 1):
+        lr = learning_rate(max(step, 1), cfg)
+        if step > start:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = accumulate(averaging, train_tokens, step, cfg, world)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)  # the gradients stay views of the optimizer's flat buffer
+            if recorder:
+                recorder.step()
+        elif saved:
+            continue  # this step was measured before it was saved
+
+        # Nothing above waits for the device. What follows does, at some of the steps.
+        last = step == cfg.max_iters
+        validate = last or step % cfg.eval_interval == 0
+        if validate or step % cfg.log_interval == 0:
+            train_loss = world.sum(loss)
+            refused = int(optimizer.refused)
+            speed = tokens_per_step * (step - marked) / (time.perf_counter() - mark)  # tokens per second
+            if validate:
+                val_loss = evaluate(net, val_tokens, cfg, world)
+            if recorder:
+                recorder.write(
+                    {
+                        "step": step,
+                        "tokens": step * tokens_per_step,
+                        "seconds": round(seconds + time.perf_counter() - begun, 3),
+                        "train_loss": train_loss if step else None,
+                        "val_loss": val_loss if validate else None,
+                        "lr": lr if step else None,
+                    },
+                    {"tok/s": f"{speed:,.0f}" if step else None,
+                     "MFU": f"{speed * model.flops_per_token() / (peak * world.size):.1%}" if peak and step else None},
+                )
+            if refused >= cfg.max_refused:
+                raise Diverged(f"step {step}: no finite gradient for {refused} steps; weights and coefficients are as "
+                               f"before them, the checkpoints are in {cfg.out_dir}: lower the learning rate")
+
+        is_best = validate and val_loss < best_val
+        due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
+        if recorder and step and (last or due or is_best or (validate and cfg.always_save_checkpoint)):
+            content = {
+                "config": dataclasses.asdict(cfg),
+                "model_config": dataclasses.asdict(model.config),
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "seconds": seconds + time.perf_counter() - begun,
+            }
+            checkpoint.save(cfg.out_dir, step, val_loss if validate else None, content, cfg.keep_checkpoints)
+        best_val = val_loss if is_best else best_val
+        if validate or step % cfg.log_interval == 0:
+            mark, marked = time.perf_counter(), step  # validating and saving are no training speed
+
+    if recorder:
+        entropy = dataset.manifest.get("val_unigram_entropy", math.nan)  # the loss of knowing nothing but frequencies
+        recorder.say(f"validation loss {val_loss:.4f} nats per token; unigram entropy of the corpus {entropy:.4f}")
+        recorder.close()
+        try:
+            from plot import draw  # matplotlib is a second of start-up that only the end needs
+
+            print(f"the run is in {cfg.out_dir}, its picture in {draw(cfg.out_dir)}")
+        except ImportError as error:
+            print(f"the run is in {cfg.out_dir}, no picture: {error}")
+
+
+def main(argv: list[str]) -> int:
+    """The command line. Exit code 0: done; 2: a mistake to put right; 3: diverged; 130: interrupted."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        cfg = parse(Config, argv, check, "train.py")
+        world = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout)
+        try:
+            train(cfg, world)
+        finally:
+            parallel.leave()
+    except HelpRequested as text:
+        print(text)
+    except (ConfigError, DataError, CheckpointError) as error:  # any other ValueError is a bug with its traceback
+        if is_first:
+            print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        if is_first:
+            print(f"train.py: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        if is_first:
+            print("train.py: interrupted; --init_from=resume goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
