@@ -1,10 +1,10 @@
 """A whole training iteration, with train.py's own functions: what MADA costs in time and memory beside fused AdamW.
 
-    python benchmarks/iteration.py config/quickstart.py [--key=value ...] [--seconds=60] [--out=FILE]
+    python -m benchmarks.iteration config/quickstart.py [--key=value ...] [--seconds=60] [--out=FILE]
 
-The same model, batch and accumulation for each optimizer, iterations taken in turn in one process; a ratio is the median
-over the rounds. `adamw` is torch.optim.AdamW(fused=True) after torch.nn.utils.clip_grad_norm_, `adam` our rule, `mada`
-learns all six coefficients. Memory is the peak of a process that trains with that optimizer alone (on a GPU what its
+The same model, batch and accumulation for each optimizer, iterations taken in turn in one process; a ratio is the
+median over the rounds. `adamw` is torch.optim.AdamW(fused=True) after torch.nn.utils.clip_grad_norm_, `adam` our rule,
+`mada` learns all six coefficients. Memory is the peak of a process that trains with that optimizer alone (on a GPU what its
 allocator held, elsewhere resident memory). Without its data set the model reads random tokens: no matter for speed.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import device_name, interleaved, ratio, write
+from benchmarks.measure import device_name, interleaved, ratio, write
 
 import parallel
 import train
@@ -112,13 +112,14 @@ def main(argv: list[str]) -> None:
     del made
     memory = {}
     for name in names:
-        command = [sys.executable, __file__, f"--alone={name}", *rest]
+        command = [sys.executable, "-m", "benchmarks.iteration", f"--alone={name}", *rest]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         memory[name] = json.loads(output.splitlines()[-1])
 
     rows = []
-    print(f"{device_name(device)}, torch {torch.__version__}, {parameters:,} parameters, {tokens:,} tokens an iteration")
-    print(f"{'optimizer':20} {'ms':>9} {'x AdamW':>8} {'quartiles':>13} {'tokens/s':>10} {'MFU':>6} {'peak GB':>8} {'+ B/param':>10}")
+    print(f"{device_name(device)}, torch {torch.__version__}, {parameters:,} parameters, {tokens:,} tokens a step")
+    titles = f"{'ms':>9} {'x AdamW':>8} {'quartiles':>13} {'tokens/s':>10} {'MFU':>6} {'peak GB':>8} {'+ B/param':>10}"
+    print(f"{'optimizer':20} {titles}")
     for name in names:
         seconds = statistics.median(times[name])
         median, lower, upper = ratio(times, name, "adamw")

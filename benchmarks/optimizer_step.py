@@ -1,21 +1,22 @@
 """The optimizer step alone: time against fused AdamW and against the memory traffic that it cannot avoid.
 
-    python benchmarks/optimizer_step.py [--sizes=1e5,1e6,1e7,1.24e8] [--only=mada,adam] [--seconds=4] [--out=FILE]
+    python -m benchmarks.optimizer_step [--sizes=1e5,1e6,1e7,1.24e8] [--only=mada,adam] [--seconds=4] [--out=FILE]
 
 Each optimizer takes its steps in turn with torch's fused AdamW on as many parameters (16 tensors, one group, gradients
 in place), in one process; a ratio is the median over the rounds. Traffic counts each matrix of `Bucket` once for each
 sweep that reads it and once for the one that writes it. The last column is the step's time over that of a copy
-(torch's copy_, bytes read plus bytes written) of as many bytes on this machine; 1 is the physical limit. AdamW clips with
-a pass of its own before its step; ours clip inside it: compare with `adamw_fused_clip`.
+(torch's copy_, bytes read plus bytes written) of as many bytes on this machine; 1 is the physical limit. AdamW clips
+with a pass of its own before its step, ours inside it: compare with `adamw_fused_clip`.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from measure import device_name, interleaved, ratio, write
+from benchmarks.measure import device_name, interleaved, ratio, write
 
 from optim import OPTIMIZERS, build_optimizer
 
@@ -75,11 +76,12 @@ def main() -> None:
 
     rows = []
     print(f"{device_name(args.device)}, torch {torch.__version__}")
-    print(f"{'optimizer':20} {'parameters':>11} {'ms':>9} {'x AdamW':>8} {'state B':>8} {'traffic B':>10} {'x traffic':>10}")
+    titles = f"{'ms':>9} {'x AdamW':>8} {'state B':>8} {'traffic B':>10} {'x traffic':>10}"
+    print(f"{'optimizer':20} {'parameters':>11} {titles}")
     for size in (int(float(s)) for s in args.sizes.split(",")):
-        source, target = torch.randn(size, device=args.device), torch.empty(size, device=args.device)
+        copy = partial(torch.empty(size, device=args.device).copy_, torch.randn(size, device=args.device))
         for name in names:
-            contenders = {"adamw_fused": stepper("adamw_fused", size, args.device)[0], "copy": lambda: target.copy_(source)}
+            contenders = {"adamw_fused": stepper("adamw_fused", size, args.device)[0], "copy": copy}
             step, optimizer = stepper(name, size, args.device)
             times = interleaved(contenders | {name: step}, args.device, args.seconds)
             ms = statistics.median(times[name]) * 1e3
@@ -87,7 +89,8 @@ def main() -> None:
             text = f"{name:20} {size:11,} {ms:9.3f} {row['adamw'][0]:8.2f}"
             if name not in THEIRS:
                 moved, held = traffic(optimizer)
-                row |= {"state_bytes": held, "traffic_bytes": moved, "copies": ratio(times, name, "copy")[0] * 8 / moved}
+                copies = ratio(times, name, "copy")[0] * 8 / moved
+                row |= {"state_bytes": held, "traffic_bytes": moved, "copies": copies}
                 text += f" {held:8.0f} {moved:10.0f} {row['copies']:10.2f}"
             rows.append(row)
             print(text, flush=True)

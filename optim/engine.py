@@ -69,8 +69,8 @@ class RuleOptimizer(Optimizer):
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
         order: "coefficients_first" (x_t is made with q_t) or "weights_first" (with q_{t-1}, algorithm 1 as printed)
         max_grad_norm: clip the gradient to this global norm within the step; None: do not
-        half: states, by their names in `State`, and "pending", the gradient that waits, to be kept in bfloat16; what that
-            costs in accuracy is in docs/MADA.md
+        half: states to keep in bfloat16, by their names in `State`, and "pending" for the gradient that waits; what it
+            costs in accuracy: docs/MADA.md
         compile: compile the step; None: if there are at least 100,000 parameters
 
     Attributes:
