@@ -11,10 +11,10 @@ import sys
 from typing import Any
 
 import torch
-from benchmarks.measure import write
 
 import parallel
 import train
+from benchmarks.measure import write
 from configurator import parse
 from data import open_dataset
 from model import GPT, GPTConfig

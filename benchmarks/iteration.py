@@ -4,8 +4,8 @@
 
 The same model, batch and accumulation for each optimizer, iterations taken in turn in one process; a ratio is the
 median over the rounds. `adamw` is torch.optim.AdamW(fused=True) after torch.nn.utils.clip_grad_norm_, `adam` our rule,
-`mada` learns all six coefficients. Memory is the peak of a process that trains with that optimizer alone (on a GPU what its
-allocator held, elsewhere resident memory). Without its data set the model reads random tokens: no matter for speed.
+`mada` learns all six coefficients. Memory is the peak of a process that trains with that optimizer alone (on a GPU what
+its allocator held, elsewhere resident memory). Without its data set the model reads random tokens, as fast.
 """
 
 import json
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.measure import device_name, interleaved, ratio, write
 
 import parallel
 import train
+from benchmarks.measure import device_name, interleaved, ratio, write
 from configurator import parse
 from data import DataError, open_dataset
 from model import GPT, GPTConfig
