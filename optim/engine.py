@@ -251,7 +251,7 @@ class RuleOptimizer(Optimizer):
     def _advance(self, fixed: Tensor, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
         names = (*self.learned, *self._fixed_names)
         q: Any = self._q_type(**dict(zip(names, (*learned, *fixed.to(t.dtype).unbind()), strict=True)))
-        direction, s = self.advance(q, s, g, t)  # type: ignore[misc]
+        direction, s = self.advance(q, s, g, t)
         if "lr" in self.learned:
             direction = q.lr / self._lr_start * direction
         return direction, s
@@ -264,7 +264,7 @@ class RuleOptimizer(Optimizer):
         if pending is not None:
             p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
             q = now.q_made.to(t.dtype).expand(len(t), -1).split(1, dim=1)  # one copy a row: summed by row first
-            _, vjp = torch.func.vjp(lambda *q: self._advance(now.fixed, q, s, p, t)[0], *q)
+            vjp = torch.func.vjp(lambda *q: self._advance(now.fixed, q, s, p, t)[0], *q)[1]
             made = active & waiting  # elsewhere x was not made by the pending gradient
             columns = [torch.where(made, -lr_made * h, 0) for h in vjp(g)] + columns
         return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
