@@ -251,8 +251,9 @@ def test_a_finished_run_can_be_resumed_and_has_nothing_to_do(small: list[str], t
     assert f"validation loss {float(before[-1]['val_loss']):.4f}" in capsys.readouterr().out.splitlines()[-2]
 
 
-def test_a_run_that_diverges_stops_with_its_last_good_weights(small: list[str], tmp_path: Path, capsys) -> None:
-    changes = ["--grad_clip=0", "--max_refused=4", "--log_interval=2", "--max_iters=200"]
+@pytest.mark.parametrize("optimizer", [[], ["--optimizer=adam", "--hyper_lr=None"]], ids=["mada", "adam"])
+def test_a_run_that_diverges_stops(small: list[str], optimizer: list[str], capsys) -> None:
+    changes = ["--grad_clip=0", "--max_refused=4", "--log_interval=2", "--max_iters=200", *optimizer]
     blow_up = [*small, *changes, "--learning_rate=1e30", "--min_lr=1e30", "--warmup_iters=0", "--eval_interval=1000"]
     assert train.main(blow_up) == 3
     assert re.search(r"train.py: step \d+: no finite gradient for [4-6] steps", capsys.readouterr().err)
