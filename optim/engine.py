@@ -291,26 +291,26 @@ class RuleOptimizer(Optimizer):
         """Write x, the states and the pending gradient; return the new columns t, waiting, lr_made."""
         act = active & now.accept
         clipped = g.to(t.dtype) * now.clip.to(t.dtype)
+        q = now.q_now.to(t.dtype).unbind()
         if pending is None:
-            direction, new = self._advance(now.fixed, now.q_now.to(t.dtype).unbind(), s, clipped, t + 1)
-            replaced = act
+            direction, new = self._advance(now.fixed, q, s, clipped, t + 1)
+            new = self._keep(act, new, s)
         else:  # the pending gradient enters the states, with the coefficients that made x of it, and g waits
             p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
             _, new = self._advance(now.fixed, now.q_made.to(t.dtype).unbind(), s, p, t)
-            replaced = waiting & now.accept
-            new = self._keep(replaced, new, s)
-            direction, _ = self._advance(now.fixed, now.q_now.to(t.dtype).unbind(), new, clipped, t + 1)
+            new = self._keep(waiting & now.accept, new, s)
+            direction, _ = self._advance(now.fixed, q, new, clipped, t + 1)
             pending.copy_(torch.where(act, g, pending))
         moved = (1 - lr * decay) * x.to(t.dtype) - lr * direction
         x.copy_(torch.where(act, moved, x.to(t.dtype)))
-        for old, value in zip(s, self._keep(replaced, new, s), strict=True):
+        for old, value in zip(s, new, strict=True):
             if old is not None:
                 old.copy_(value)
         return [torch.where(act, t + 1, t), torch.where(now.accept, active, waiting), torch.where(act, lr, lr_made)]
 
-    def _keep(self, replaced: Tensor, new: Any, old: Any) -> Any:
-        """The new state in the rows that say so."""
-        return self.State(*(None if b is None else torch.where(replaced, a, b) for a, b in zip(new, old, strict=True)))
+    def _keep(self, rows: Tensor, new: Any, old: Any) -> Any:
+        """The new state in these rows, the old one in the others."""
+        return self.State(*(None if b is None else torch.where(rows, a, b) for a, b in zip(new, old, strict=True)))
 
     # ---------------------------------------------------------------------------------------------------- report
 
