@@ -144,7 +144,7 @@ class RuleOptimizer(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
         # The scalars live on the first parameter's device, in float64 where it has that: 0.9 + 1e-9 is not 0.9.
-        self._device = self.param_groups[0]["params"][0].device
+        self._device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         dtype = torch.float32 if self._device.type == "mps" else torch.float64
         vector = lambda values: torch.tensor([*values], dtype=dtype, device=self._device)  # noqa: E731
         self._hyper = Hyper(
@@ -218,6 +218,8 @@ class RuleOptimizer(Optimizer):
                 loss = closure()
         self.steps += 1
         buckets = [bucket for bucket in self.buckets if len(bucket.t)]
+        if not buckets:
+            return loss
         for bucket in buckets:
             bucket.gather()
             bucket.follow_groups()
