@@ -341,7 +341,8 @@ class RuleOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
         it. In `state` each matrix is a view in the parameter's shape, each column a part of shape (rows, 1)."""
-        scalars = {"learned": list(self.learned), "steps": self.steps, **self._scalars._asdict()}
+        known = {"rule": self.advance.__qualname__, "learned": list(self.learned), "steps": self.steps}
+        scalars = known | self._scalars._asdict()
         del scalars["fixed"]
         return super().state_dict() | {"scalars": scalars}
 
@@ -352,6 +353,8 @@ class RuleOptimizer(Optimizer):
         name = type(self).__name__
         if "scalars" not in state_dict:
             raise ValueError(f"{name}: this state is not of one of these optimizers: {sorted(state_dict)}")
+        if state_dict["scalars"]["rule"] != self.advance.__qualname__:
+            raise ValueError(f"{name}: this state is of another rule, {state_dict['scalars']['rule']}")
         learned = state_dict["scalars"]["learned"]
         if learned != list(self.learned):
             raise ValueError(f"{name}: this state learned {learned}, this optimizer learns {list(self.learned)}")
