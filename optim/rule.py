@@ -42,7 +42,7 @@ def sqrt(v: Tensor) -> Tensor:
     return torch.sqrt(torch.clamp(v, min=1e-30))
 
 
-def mix(w: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def mix(w: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
     """w a + (1 - w) b, written so that it is exactly a at w = 1 and costs the vjp one product, not two."""
     return a + (1 - w) * (b - a)
 
