@@ -186,7 +186,7 @@ class RuleOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with `params`, and `lr` and `weight_decay` if they differ; at any time, as in torch.optim."""
         self._refuse_unknown("param group: ", set(param_group) - {"params", "initial_lr"}, ["lr", "weight_decay"])
-        for k in {"lr", "weight_decay"} & set(param_group):
+        for k in param_group.keys() & {"lr", "weight_decay"}:
             self._refuse_outside(f"param group: {k}", param_group[k], 0)
         super().add_param_group(param_group)
         if hasattr(self, "_scalars"):  # not while torch's constructor adds the first groups
