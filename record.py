@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import platform
 import secrets
@@ -223,7 +224,7 @@ class Recorder:
             **row,
             "grad_norm": None if norm is None or not row["step"] else float(norm),
             **coefficients,
-            **{f"h_{name}": value if row["step"] else None for name, value in hypergradients.items()},
+            **{f"h_{name}": None if math.isnan(value) else value for name, value in hypergradients.items()},
         }
         self._metrics.write(row)
         if self._wandb is not None:

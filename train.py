@@ -150,7 +150,7 @@ def optimizer_arguments(cfg: Config, compile: bool | None) -> dict[str, Any]:
         "hyper_start": cfg.hyper_start,
         "hyper_clip": cfg.hyper_clip,
         "order": cfg.order,
-        "max_grad_norm": cfg.grad_clip or None,
+        "max_grad_norm": cfg.grad_clip or math.inf,  # infinity clips nothing, but lets no NaN or infinity pass either
         "compile": compile,
     }
 
@@ -221,7 +221,10 @@ def restore(saved: dict[str, Any], cfg: Config, model: GPT, optimizer: torch.opt
         raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not fit: {', '.join(wrong)}")
     decay = [group["weight_decay"] for group in optimizer.param_groups]
     model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+    except ValueError as error:  # other coefficients are learned, for instance
+        raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not fit: {error}") from None
     for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
         group["weight_decay"] = weight_decay  # this run's, not the checkpoint's
     was = saved["config"]
@@ -250,9 +253,8 @@ def train(cfg: Config, world: World) -> None:
     shape = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
     model = GPT(GPTConfig(vocab_size=dataset.vocab_size, **shape)).to(world.device)
     problem = parallel.compiler_problem(world.device) if cfg.compile is not False else "not asked for"
-    optimizer: Any = build_optimizer(
-        cfg.optimizer, model.param_groups(cfg.weight_decay), **optimizer_arguments(cfg, compile=problem is None)
-    )
+    arguments = optimizer_arguments(cfg, False if problem else cfg.compile)
+    optimizer: Any = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), **arguments)
     changes = restore(saved, cfg, model, optimizer) if saved else []
     compiled = problem is None and (cfg.compile or world.device.type == "cuda")
     net: Any = torch.compile(model) if compiled else model

@@ -30,6 +30,15 @@ SHARD_TOKENS = 100_000_000
 BATCH_CHARS = 1 << 18  # of text in one task of the pool: large enough that handing it over costs nothing
 
 
+REMEDIES = {
+    errno.ENOSPC: ": free some and repeat the command, which goes on from there",
+    errno.EACCES: ": choose a folder that you can write to with --out",
+    errno.EROFS: ": choose a folder that you can write to with --out",
+    errno.ENOTDIR: ": choose a folder with --out",
+    errno.EEXIST: ": choose a folder with --out",
+}
+
+
 class Record(NamedTuple):
     """A document, or a piece of a long one."""
 
@@ -82,16 +91,17 @@ def prepare(source: Source, folder: Path, *, shard_tokens: int = SHARD_TOKENS, t
         folder.mkdir(parents=True, exist_ok=True)
         with _alone_in(folder):
             if (folder / "manifest.json").is_file():
-                if manifests.read_manifest(folder)["source"] != source.origin:
+                found = manifests.read_manifest(folder)
+                if (found["tokenizer"], found["source"]) != (source.tokenizer.name, source.origin):
                     raise DataError(f"{folder} holds other data: delete it, or choose another folder with --out")
                 return
             shards = _Shards(folder, recipe)
             _check_disk(folder, source.disk_bytes - shards.tokens() * DTYPE.itemsize)
             _write_shards(source, shards, shard_tokens, threads or os.cpu_count() or 1)
             for split, tokens in source.expected.items():
-                if (found := shards.tokens(None if split == "all" else split)) != tokens:
+                if (count := shards.tokens(None if split == "all" else split)) != tokens:
                     raise DataError(
-                        f"{folder}: {split} came out with {found:,} tokens, expected {tokens:,}:"
+                        f"{folder}: {split} came out with {count:,} tokens, expected {tokens:,}:"
                         " the text is not the pinned one; delete the folder and its downloads, and repeat"
                     )
             for split in source.required:
@@ -99,8 +109,7 @@ def prepare(source: Source, folder: Path, *, shard_tokens: int = SHARD_TOKENS, t
                     raise DataError(f"{folder}: no document fell into {split}: choose another --val_fraction")
             _write_manifest(source, shards)
     except OSError as e:
-        hint = ": free some and repeat the command, which goes on from there" if e.errno == errno.ENOSPC else ""
-        raise DataError(f"{e.filename or folder}: {e.strerror or e}{hint}") from e
+        raise DataError(f"{e.filename or folder}: {e.strerror or e}{REMEDIES.get(e.errno or 0, '')}") from e
 
 
 @contextmanager
@@ -142,10 +151,10 @@ class _Shards:
             found = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return
-        if found["recipe"] == json.loads(json.dumps(recipe)) and self._restore(found["splits"]):
+        if found.get("recipe") == json.loads(json.dumps(recipe)) and self._restore(found["splits"]):
             self.state = found
         else:
-            print(f"{folder}: the interrupted preparation there was of other data; starting afresh", file=sys.stderr)
+            print(f"{folder}: cannot go on with the interrupted preparation there; starting afresh", file=sys.stderr)
 
     def _restore(self, splits: dict[str, Any]) -> bool:
         """Take the files back to the recorded state; False where they no longer allow it."""

@@ -12,9 +12,10 @@ from .adan import Adan
 from .amsgrad import AMSGrad
 from .avgrad import AVGrad
 from .engine import RuleOptimizer
+from .interpolate import interpolate
 from .lion import Lion
 from .mada import MADA
-from .rule import Coefficient, sqrt
+from .rule import Coefficient, mix, sqrt
 from .sgd import SGD
 from .yogi import Yogi
 
@@ -32,5 +33,5 @@ def build_optimizer(name: str, params: Iterable[Any], **options: Any) -> RuleOpt
 
 __all__ = [
     "MADA", "OPTIMIZERS", "SGD", "AMSGrad", "AVGrad", "Adam", "Adan", "Coefficient", "HyperAdam", "Lion",
-    "RuleOptimizer", "Yogi", "build_optimizer", "sqrt",
+    "RuleOptimizer", "Yogi", "build_optimizer", "interpolate", "mix", "sqrt",
 ]  # fmt: skip

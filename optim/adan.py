@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .engine import RuleOptimizer
-from .rule import BETA1, BETA2, Coefficient, sqrt
+from .rule import BETA1, BETA2, Coefficient, mix, sqrt
 
 
 class Adan(RuleOptimizer):
@@ -31,10 +31,10 @@ class Adan(RuleOptimizer):
     @staticmethod
     def advance(q, s, g, t):
         d = torch.where(t > 1, g - s.g, 0.0)
-        m = q.beta1 * s.m + (1 - q.beta1) * g  # (2)
-        n = q.beta3 * s.n + (1 - q.beta3) * d  # (2)
+        m = mix(q.beta1, s.m, g)  # (2)
+        n = mix(q.beta3, s.n, d)  # (2)
         gh = g + q.beta3 * d  # (3)
-        v = q.beta2 * s.v + (1 - q.beta2) * gh * gh  # (3)
+        v = mix(q.beta2, s.v, gh * gh)  # (3)
         first = m / (1 - q.beta1**t) + q.beta3 * n / (1 - q.beta3**t)  # (2), bias corrected
         direction = first / (sqrt(v / (1 - q.beta2**t)) + q.eps)  # (1)
         return direction, Adan.State(m, n, v, g)

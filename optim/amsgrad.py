@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .engine import RuleOptimizer
-from .rule import BETA1, BETA2, sqrt
+from .rule import BETA1, BETA2, mix, sqrt
 
 
 class AMSGrad(RuleOptimizer):
@@ -20,8 +20,8 @@ class AMSGrad(RuleOptimizer):
 
     @staticmethod
     def advance(q, s, g, t):
-        m = q.beta1 * s.m + (1 - q.beta1) * g  # table 1
-        v = q.beta2 * s.v + (1 - q.beta2) * g * g  # table 1
+        m = mix(q.beta1, s.m, g)  # table 1
+        v = mix(q.beta2, s.v, g * g)  # table 1
         vmax = torch.maximum(s.vmax, v)  # table 1
         direction = m / (1 - q.beta1**t) / (sqrt(vmax / (1 - q.beta2**t)) + q.eps)  # (1), bias corrected
         return direction, AMSGrad.State(m, v, vmax)

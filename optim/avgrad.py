@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .engine import RuleOptimizer
-from .rule import BETA1, BETA2, sqrt
+from .rule import BETA1, BETA2, mix, sqrt
 
 
 class AVGrad(RuleOptimizer):
@@ -19,8 +19,8 @@ class AVGrad(RuleOptimizer):
 
     @staticmethod
     def advance(q, s, g, t):
-        m = q.beta1 * s.m + (1 - q.beta1) * g  # (5)
-        v = q.beta2 * s.v + (1 - q.beta2) * g * g  # (5)
+        m = mix(q.beta1, s.m, g)  # (5)
+        v = mix(q.beta2, s.v, g * g)  # (5)
         va = (v + (t - 1) * s.va) / t  # (5)
         direction = m / (1 - q.beta1**t) / (sqrt(va / (1 - q.beta2**t)) + q.eps)  # (1), bias corrected
         return direction, AVGrad.State(m, v, va)

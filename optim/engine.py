@@ -69,6 +69,8 @@ class RuleOptimizer(Optimizer):
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
         order: "coefficients_first" (x_t is made with q_t) or "weights_first" (with q_{t-1}, algorithm 1 as printed)
         max_grad_norm: clip the gradient to this global norm within the step; None: do not
+        half: states to keep in bfloat16, by their names in `State`, and "pending" for the gradient that waits; what it
+            costs in accuracy: docs/MADA.md
         compile: compile the step; None: if there are at least 100,000 parameters
 
     Attributes:
@@ -100,6 +102,7 @@ class RuleOptimizer(Optimizer):
         hyper_clip: float = 10.0,
         order: str = "coefficients_first",
         max_grad_norm: float | None = None,
+        half: Iterable[str] = (),
         compile: bool | None = None,
         **values: float,
     ) -> None:
@@ -111,6 +114,9 @@ class RuleOptimizer(Optimizer):
         if not isinstance(hyper_momentum, Mapping):
             hyper_momentum = dict.fromkeys(hyper_lr, hyper_momentum)
         self._refuse_unknown("", values, [*self.table, *self.constants])
+        self._half = frozenset(half)
+        for field in self._half - {*self.State._fields, "pending"}:
+            raise ValueError(f"{type(self).__name__}: half: no state {field!r}, it has {', '.join(self.State._fields)}")
         self._refuse_unknown("hyper_lr: ", hyper_lr, [*self.table, "lr"])
         self._refuse_unknown("hyper_momentum: ", hyper_momentum, [*self.table, "lr"])
         start = {k: float(values.get(k, c.start)) for k, c in table.items()}
@@ -189,7 +195,7 @@ class RuleOptimizer(Optimizer):
         for device, dtype in kinds:
             if not dtype.is_floating_point:
                 raise ValueError(f"{type(self).__name__}: parameters of dtype {dtype} cannot be optimized")
-            bucket = Bucket(groups, device, dtype, self.State, self.fields, learning=bool(self.learned))
+            bucket = Bucket(groups, device, dtype, self.State, self.fields, self._half, learning=bool(self.learned))
             self.buckets.append(bucket)
             for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.rows, strict=True)):
                 if row < end:
@@ -259,7 +265,7 @@ class RuleOptimizer(Optimizer):
     def _probe(self, now: Scalars, s: Any, g: Tensor, pending: Tensor | None, t: Tensor, active: Tensor,
                waiting: Tensor, lr_made: Tensor) -> Tensor:  # fmt: skip
         """(K + 1,): the hypergradients <g, d x / d q> of the coefficients that made x, and |g|^2."""
-        g = g.to(t.dtype)
+        g, s = g.to(t.dtype), self._cast(s, t.dtype)
         columns = [torch.where(active, (g * g).sum(1, keepdim=True), 0)]
         if pending is not None:
             p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
@@ -289,28 +295,31 @@ class RuleOptimizer(Optimizer):
     def _update(self, now: Scalars, s: Any, g: Tensor, pending: Tensor | None, t: Tensor, active: Tensor,
                 waiting: Tensor, x: Tensor, lr: Tensor, decay: Tensor, lr_made: Tensor) -> list[Tensor]:  # fmt: skip
         """Write x, the states and the pending gradient; return the new columns t, waiting, lr_made."""
-        act = active & now.accept
+        act, stored, s = active & now.accept, s, self._cast(s, t.dtype)
         clipped = g.to(t.dtype) * now.clip.to(t.dtype)
+        q = now.q_now.to(t.dtype).unbind()
         if pending is None:
-            direction, new = self._advance(now.fixed, now.q_now.to(t.dtype).unbind(), s, clipped, t + 1)
-            replaced = act
+            direction, new = self._advance(now.fixed, q, s, clipped, t + 1)
+            new = self._keep(act, new, s)
         else:  # the pending gradient enters the states, with the coefficients that made x of it, and g waits
             p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
             _, new = self._advance(now.fixed, now.q_made.to(t.dtype).unbind(), s, p, t)
-            replaced = waiting & now.accept
-            new = self._keep(replaced, new, s)
-            direction, _ = self._advance(now.fixed, now.q_now.to(t.dtype).unbind(), new, clipped, t + 1)
+            new = self._keep(waiting & now.accept, new, s)
+            direction, _ = self._advance(now.fixed, q, new, clipped, t + 1)
             pending.copy_(torch.where(act, g, pending))
         moved = (1 - lr * decay) * x.to(t.dtype) - lr * direction
         x.copy_(torch.where(act, moved, x.to(t.dtype)))
-        for old, value in zip(s, self._keep(replaced, new, s), strict=True):
+        for old, value in zip(stored, new, strict=True):
             if old is not None:
                 old.copy_(value)
         return [torch.where(act, t + 1, t), torch.where(now.accept, active, waiting), torch.where(act, lr, lr_made)]
 
-    def _keep(self, replaced: Tensor, new: Any, old: Any) -> Any:
-        """The new state in the rows that say so."""
-        return self.State(*(None if b is None else torch.where(replaced, a, b) for a, b in zip(new, old, strict=True)))
+    def _cast(self, state: Any, dtype: torch.dtype) -> Any:
+        return self.State(*(None if matrix is None else matrix.to(dtype) for matrix in state))
+
+    def _keep(self, rows: Tensor, new: Any, old: Any) -> Any:
+        """The new state in these rows, the old one in the others."""
+        return self.State(*(None if b is None else torch.where(rows, a, b) for a, b in zip(new, old, strict=True)))
 
     # ---------------------------------------------------------------------------------------------------- report
 

@@ -1,6 +1,6 @@
 """Parameters of one device and dtype, laid out as the rows of flat matrices."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ class Bucket:
 
     x          parameters, in their dtype; the model's parameters become views of it
     g          gradients, in the same dtype
-    pending    gradient of the last step, not yet in the states; None where nothing is learned
-    states     {field: matrix}, in float32 (float64 for float64 parameters)
+    pending    gradient of the last step, not yet in the states; None where nothing is learned; bfloat16 if in `half`
+    states     {field: matrix}, in float32 (float64 for float64 parameters); those in `half` in bfloat16
     t          gradients seen so far; their dtype is the states'
     lr, decay  learning rate and weight decay of the parameter's group
     lr_made    learning rate with which the current x was made
@@ -25,7 +25,7 @@ class Bucket:
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], device: torch.device, dtype: torch.dtype,
-                 state: Any, fields: Sequence[str], learning: bool) -> None:  # fmt: skip
+                 state: Any, fields: Sequence[str], half: Set[str], learning: bool) -> None:  # fmt: skip
         self.device, self.dtype = device, dtype
         self.compute = torch.float64 if dtype == torch.float64 else torch.float32
         self.params: list[Tensor] = []
@@ -43,8 +43,8 @@ class Bucket:
         matrix = lambda dtype: torch.zeros(end, WIDTH, dtype=dtype, device=device)  # noqa: E731
         column = lambda dtype: torch.zeros(end, 1, dtype=dtype, device=device)  # noqa: E731
         self.x, self.g = matrix(dtype), matrix(dtype)
-        self.pending = matrix(dtype) if learning else None
-        self.states = {field: matrix(self.compute) for field in fields}
+        self.pending = matrix(torch.bfloat16 if "pending" in half else dtype) if learning else None
+        self.states = {field: matrix(torch.bfloat16 if field in half else self.compute) for field in fields}
         self.state = state(*(self.states.get(field) for field in state._fields))
         self.t, self.lr, self.lr_made, self.decay = (column(self.compute) for _ in range(4))
         self.active, self.waiting = column(torch.bool), column(torch.bool)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .engine import RuleOptimizer
-from .rule import Coefficient
+from .rule import Coefficient, mix
 
 
 class Lion(RuleOptimizer):
@@ -23,6 +23,6 @@ class Lion(RuleOptimizer):
 
     @staticmethod
     def advance(q, s, g, t):
-        u = q.beta1 * s.l + (1 - q.beta1) * g  # Lion's program, line 1
-        l = q.beta2 * s.l + (1 - q.beta2) * g  # line 3
+        u = mix(q.beta1, s.l, g)  # Lion's program, line 1
+        l = mix(q.beta2, s.l, g)  # line 3
         return torch.sign(u), Lion.State(l)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .engine import RuleOptimizer
-from .rule import BETA1, BETA2, Coefficient, sqrt
+from .rule import BETA1, BETA2, Coefficient, mix, sqrt
 
 
 class MADA(RuleOptimizer):
@@ -46,31 +46,31 @@ class MADA(RuleOptimizer):
 
     @staticmethod
     def advance(q, s, g, t):
-        m = q.beta1 * s.m + (1 - q.beta1) * g  # (2)
+        m = mix(q.beta1, s.m, g)  # (2)
         first = m / (1 - q.beta1**t)
 
         gh, n = g, None
         if s.n is not None:  # Adan
             d = torch.where(t > 1, g - s.g, 0.0)
-            n = q.beta3 * s.n + (1 - q.beta3) * d  # (2)
+            n = mix(q.beta3, s.n, d)  # (2)
             gh = g + q.beta3 * d  # (3)
             first = first + q.beta3 * n / (1 - q.beta3**t)  # (2)
 
         gh2 = gh * gh
         additive = s.v + gh2 * torch.sign(gh2 - s.v)  # Yogi
-        gq = q.c * gh2 + (1 - q.c) * additive  # (3)
-        v = q.beta2 * s.v + (1 - q.beta2) * gq  # (3)
+        gq = mix(q.c, gh2, additive)  # (3)
+        v = mix(q.beta2, s.v, gq)  # (3)
 
         vm, va = v, None
         if s.va is not None:  # AVGrad
             va = (v + (t - 1) * s.va) / t  # (5)
-            vm = q.rho * v + (1 - q.rho) * va  # (3) with (5) in place of the maximum
+            vm = mix(q.rho, v, va)  # (3) with (5) in place of the maximum
         direction = first / (sqrt(vm / (1 - q.beta2**t)) + q.eps)  # (1)
 
         l = None
         if s.l is not None:  # Lion, in its authors' order and with its betas fixed
-            u = 0.95 * s.l + 0.05 * g
-            l = 0.98 * s.l + 0.02 * g
-            direction = q.gamma * direction + (1 - q.gamma) * torch.sign(u)
+            u = mix(0.95, s.l, g)
+            l = mix(0.98, s.l, g)
+            direction = mix(q.gamma, direction, torch.sign(u))
 
         return direction, MADA.State(m, n, v, va, l, g if s.g is not None else None)

@@ -42,5 +42,10 @@ def sqrt(v: Tensor) -> Tensor:
     return torch.sqrt(torch.clamp(v, min=1e-30))
 
 
+def mix(w: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
+    """w a + (1 - w) b, written so that it is exactly a at w = 1 and costs the vjp one product, not two."""
+    return a + (1 - w) * (b - a)
+
+
 BETA1 = Coefficient(0.9, 0.01, 0.99, "decay of the first moment m", hyper_lr=1e-4)
 BETA2 = Coefficient(0.95, 0.501, 0.99, "decay of the second moment v", hyper_lr=1e-4)

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.split_module import split_module
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-aten = torch.ops.aten
 PRELUDE, BODY, EPILOGUE = range(3)
 
 # The compiler's thresholds above which it cuts a loop. Each cut costs a pass over memory; the body is to have none.
@@ -34,6 +34,7 @@ ONE_LOOP = {
     "realize_reads_threshold": 1000,
     "realize_acc_reads_threshold": 1000,
     "cpp.max_horizontal_fusion_size": 1000,
+    "cpp.enable_floating_point_contract_flag": "fast",
 }
 
 
@@ -88,8 +89,8 @@ class Part(torch.nn.Module):
 
 def split(function: Callable[..., Any], tensors: list[Tensor]) -> GraphModule:
     """Trace `function` at these arguments and cut the trace in three."""
-    graph_module = make_fx(function, tracing_mode="fake")(*tensors)
-    multiply_by_reciprocals(graph_module)
+    with Reciprocals():
+        graph_module = make_fx(function, tracing_mode="fake")(*tensors)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 
@@ -114,19 +115,11 @@ def shape_of(node: Node) -> torch.Size:
     return value.shape if isinstance(value, Tensor) else torch.Size()
 
 
-def multiply_by_reciprocals(graph_module: GraphModule) -> None:
-    """a / b becomes a * (1 / b): the vjp divides by the same b again and again, and by scalars."""
-    graph = graph_module.graph
-    reciprocals: dict[Node, Node] = {}
-    for node in list(graph.nodes):
-        if node.target is not aten.div.Tensor or not isinstance(node.args[1], Node):
-            continue
-        numerator, denominator = node.args
-        with graph.inserting_before(node):
-            if denominator not in reciprocals:
-                reciprocals[denominator] = graph.call_function(aten.reciprocal.default, (denominator,))
-                reciprocals[denominator].meta = dict(denominator.meta)
-            product = graph.call_function(aten.mul.Tensor, (numerator, reciprocals[denominator]))
-            product.meta = dict(node.meta)
-        node.replace_all_uses_with(product)
-        graph.erase_node(node)
+class Reciprocals(TorchFunctionMode):
+    """Makes a / b of a * (1 / b) while a function is traced: 1 / b of a column is no work of the body, and the vjp of
+    a product is cheaper than that of a quotient."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.__truediv__, Tensor.div, torch.div) and isinstance(args[1], Tensor) and not kwargs:
+            return args[0] * torch.reciprocal(args[1])
+        return func(*args, **(kwargs or {}))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .engine import RuleOptimizer
-from .rule import BETA1, BETA2, sqrt
+from .rule import BETA1, BETA2, mix, sqrt
 
 
 class Yogi(RuleOptimizer):
@@ -19,8 +19,8 @@ class Yogi(RuleOptimizer):
 
     @staticmethod
     def advance(q, s, g, t):
-        m = q.beta1 * s.m + (1 - q.beta1) * g  # table 1
+        m = mix(q.beta1, s.m, g)  # table 1
         gq = s.v + g * g * torch.sign(g * g - s.v)  # table 1
-        v = q.beta2 * s.v + (1 - q.beta2) * gq  # table 1
+        v = mix(q.beta2, s.v, gq)  # table 1
         direction = m / (1 - q.beta1**t) / (sqrt(v / (1 - q.beta2**t)) + q.eps)  # (1), bias corrected
         return direction, Yogi.State(m, v)

@@ -30,7 +30,7 @@ def test_resuming_cuts_the_metrics_back_to_the_checkpoint_and_goes_on(tmp_path: 
     metrics(path, [0, 5, 10, 15], columns, None)
     undisturbed = path.read_bytes()
     with path.open("a") as file:
-        file.write("20,6.66")  # killed in mid-line
+        file.write("2")  # killed in mid-line: of "20,6.67,"
     assert [row["step"] for row in metrics(path, [15], columns, 10)] == ["0", "5", "10", "15"]
     assert path.read_bytes() == undisturbed
     assert undisturbed.startswith(b"step,loss,beta1\n0,0.0,\n5,1.6666666666666667,\n")

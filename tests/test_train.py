@@ -251,8 +251,9 @@ def test_a_finished_run_can_be_resumed_and_has_nothing_to_do(small: list[str], t
     assert f"validation loss {float(before[-1]['val_loss']):.4f}" in capsys.readouterr().out.splitlines()[-2]
 
 
-def test_a_run_that_diverges_stops_with_its_last_good_weights(small: list[str], tmp_path: Path, capsys) -> None:
-    changes = ["--grad_clip=0", "--max_refused=4", "--log_interval=2", "--max_iters=200"]
+@pytest.mark.parametrize("optimizer", [[], ["--optimizer=adam", "--hyper_lr=None"]], ids=["mada", "adam"])
+def test_a_run_that_diverges_stops(small: list[str], optimizer: list[str], capsys) -> None:
+    changes = ["--grad_clip=0", "--max_refused=4", "--log_interval=2", "--max_iters=200", *optimizer]
     blow_up = [*small, *changes, "--learning_rate=1e30", "--min_lr=1e30", "--warmup_iters=0", "--eval_interval=1000"]
     assert train.main(blow_up) == 3
     assert re.search(r"train.py: step \d+: no finite gradient for [4-6] steps", capsys.readouterr().err)
@@ -302,3 +303,24 @@ def test_help_explains_every_field(capsys) -> None:
 def test_each_config_file_is_valid_and_named_after_its_folder(path: Path) -> None:
     cfg = train.parse(train.Config, [str(path)], train.check, "train.py")
     assert cfg.out_dir == f"out/{path.stem}"
+
+
+def test_bfloat16_matmuls_train_nearly_as_well(small: list[str], tmp_path: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        assert train.main([*small, f"--dtype={dtype}", f"--out_dir={tmp_path / dtype}"]) == 0
+    exact, rounded = (rows(tmp_path / dtype)[-1] for dtype in ("float32", "bfloat16"))
+    assert exact["train_loss"] != rounded["train_loss"]
+    assert float(rounded["val_loss"]) == pytest.approx(float(exact["val_loss"]), abs=0.02)
+    saved = checkpoint.load(checkpoint.newest(tmp_path / "bfloat16"))
+    assert {tensor.dtype for tensor in saved["model"].values()} == {torch.float32}
+
+
+@pytest.mark.long
+def test_a_compiled_run_is_the_uncompiled_one(small: list[str], tmp_path: Path) -> None:
+    for compiled in ("True", "False"):
+        run = [*small, "--dropout=0", "--max_iters=6", f"--compile={compiled}", f"--out_dir={tmp_path / compiled}"]
+        assert train.main(run) == 0
+    for one, other in zip(without_seconds(tmp_path / "True"), without_seconds(tmp_path / "False"), strict=True):
+        for name in one:
+            if one[name]:
+                assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-4, abs=2e-6), (one["step"], name)

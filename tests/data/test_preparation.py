@@ -3,7 +3,6 @@
 import errno
 import itertools
 import multiprocessing
-import random
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import data.preparation
 from data import DataError, open_dataset
 from data import manifest as manifests
 from data.preparation import Record, Source, prepare
-from data.tokenizer import CharTokenizer
+from data.tokenizer import CharTokenizer, GPT2Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,21 +106,27 @@ slow = lambda start: (time.sleep(0.004) or record for record in whole(start))
 whole, source.records = source.records, slow
 print("ready", flush=True)
 from pathlib import Path
-prepare_in_small_batches(source, Path({folder!r}))
+from data.preparation import run
+run(lambda: prepare_in_small_batches(source, Path({folder!r})))
 """
 
 
-def test_killed_for_real(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_for_real(how: signal.Signals, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     script = KILLED.format(paths=[str(ROOT), str(ROOT / "tests" / "data")], folder=str(folder))
-    for seed in range(3):
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for wait in (0.05, 0.15):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         assert process.stdout
         process.stdout.readline()
-        time.sleep(0.02 + 0.15 * random.Random(seed).random())
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL and not (folder / "manifest.json").exists()
+        time.sleep(wait)  # of at least 0.24 s
+        process.send_signal(how)
+        _, errors = process.communicate()
+        assert process.returncode == (130 if how == signal.SIGINT else -how)
+        assert how != signal.SIGINT or errors.splitlines()[-1] == "interrupted; repeat the command to go on"
+        assert "Traceback" not in errors and not (folder / "manifest.json").exists()
     prepare_in_small_batches(tiny_source(), folder)
     assert {k: v for k, v in contents(folder).items() if "partial" not in k} == contents(tiny)
 
@@ -145,10 +150,11 @@ def test_done_is_done_and_other_data_is_refused(tiny: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny.iterdir()}
     prepare_in_small_batches(tiny_source(), tiny)
     assert {path: path.stat().st_mtime_ns for path in tiny.iterdir()} == before
-    other = tiny_source()
-    other.origin = {"text": "another"}
-    with pytest.raises(DataError, match=rf"{tiny} holds other data: .*--out"):
-        prepare_in_small_batches(other, tiny)
+    other, other_tokenizer = tiny_source(), tiny_source()
+    other.origin, other_tokenizer.tokenizer = {"text": "another"}, GPT2Tokenizer()
+    for source in (other, other_tokenizer):
+        with pytest.raises(DataError, match=rf"{tiny} holds other data: .*--out"):
+            prepare_in_small_batches(source, tiny)
 
 
 def test_an_interrupted_preparation_of_other_data_is_not_resumed(

@@ -1,0 +1,73 @@
+"""What it costs in accuracy to keep optimizer states in bfloat16: validation losses over seeds, beside float32 states.
+
+    python -m benchmarks.half [config/shakespeare_char.py --key=value ...] [--seeds=3] [--out=FILE]
+
+Trains the laptop model (0.8M, 1,000 steps unless told otherwise) with MADA, once for each set of states and seed; the
+same seed means the same weights and batches, so the differences are paired.
+"""
+
+import statistics
+import sys
+from typing import Any
+
+import torch
+
+import parallel
+import train
+from benchmarks.measure import write
+from configurator import parse
+from data import open_dataset
+from model import GPT, GPTConfig
+from optim import build_optimizer
+
+SETS: dict[str, tuple[str, ...]] = {
+    "float32": (),
+    "pending, g": ("pending", "g"),
+    "m, n, l": ("m", "n", "l"),
+    "v": ("v",),
+    "va": ("va",),
+    "all": ("m", "n", "v", "va", "l", "g", "pending"),
+}
+LAPTOP = ["--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--max_iters=1000",
+          "--dropout=0.0", "--eval_iters=400", "--device=cpu"]  # fmt: skip
+
+
+def final_loss(cfg: train.Config, half: tuple[str, ...], world: parallel.World) -> tuple[float, dict[str, float]]:
+    """(validation loss after the last step, the coefficients then)."""
+    dataset = open_dataset(cfg.dataset, prepare=True)
+    torch.manual_seed(cfg.seed)
+    shape = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__ if k != "vocab_size"}
+    model = GPT(GPTConfig(vocab_size=dataset.vocab_size, **shape)).to(world.device)
+    arguments: dict[str, Any] = train.optimizer_arguments(cfg, True)
+    optimizer = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), half=half, **arguments)
+    for step in range(1, cfg.max_iters + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = train.learning_rate(step, cfg)
+        train.accumulate(model, dataset.train, step, cfg, world)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    return train.evaluate(model, dataset.val, cfg, world), optimizer.coefficients
+
+
+def main(argv: list[str]) -> None:
+    own = {"seeds": "3", "out": ""}
+    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
+    rest = [arg for arg in argv if not any(arg.startswith(f"--{k}=") for k in own)]
+    rest = rest if any(arg.endswith(".py") for arg in rest) else ["config/shakespeare_char.py", *LAPTOP, *rest]
+    rows: list[dict[str, Any]] = []
+    print(f"{'bfloat16':12} {'n':>2} {'val loss':>9} {'difference to float32, by seed'}")
+    for name, half in SETS.items():
+        losses, coefficients = [], []
+        for seed in range(1, int(own["seeds"]) + 1):
+            cfg = parse(train.Config, [*rest, f"--seed={seed}"], train.check, "half.py")
+            loss, last = final_loss(cfg, half, parallel.World(0, 1, torch.device(cfg.device), torch.float32))
+            losses.append(loss)
+            coefficients.append(last)
+        rows.append({"half": half, "val_loss": losses, "coefficients": coefficients})
+        differences = [a - b for a, b in zip(losses, rows[0]["val_loss"], strict=True)]
+        print(f"{name:12} {len(losses):2} {statistics.mean(losses):9.4f} {' '.join(f'{d:+.4f}' for d in differences)}")
+    print("written to", write(own["out"] or None, "half", "cpu", rows, config=rest))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,63 @@
+"""What the benchmarks share: two or more things timed in turn in one process, and results written with their device."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(contenders: Mapping[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each call, the contenders called in turn for about `seconds` in all (5 to 200 rounds, after 3 that do
+    not count), so that a machine that slows down does so for all of them."""
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    rounds, begun = 0, time.perf_counter()
+    while rounds < 8 or (rounds < 203 and time.perf_counter() - begun < seconds):
+        if rounds == 3:
+            times = {name: [] for name in contenders}
+            begun = time.perf_counter()
+        for name, call in contenders.items():
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
+    """Quartiles of the ratio name / base, round by round: (median, lower, upper)."""
+    lower, median, upper = statistics.quantiles([a / b for a, b in zip(times[name], times[base], strict=True)])
+    return median, lower, upper
+
+
+def device_name(device: str) -> str:
+    """The accelerator's name, or the processor's with the threads that torch uses."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def write(out: str | None, benchmark: str, device: str, rows: list[dict[str, Any]], **settings: Any) -> Path:
+    """JSON with the rows, the settings and the device; by default benchmarks/results/BENCHMARK-DEVICE.json."""
+    name = device_name(device)
+    slug = "".join(c if c.isalnum() else "-" for c in name.lower())
+    path = Path(out) if out else RESULTS / f"{benchmark}-{slug}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"benchmark": benchmark, "device": name, "torch": torch.__version__, **settings, "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path

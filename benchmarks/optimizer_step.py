@@ -1,0 +1,102 @@
+"""The optimizer step alone: time against fused AdamW and against the memory traffic that it cannot avoid.
+
+    python -m benchmarks.optimizer_step [--sizes=1e5,1e6,1e7,1.24e8] [--only=mada,adam] [--seconds=4] [--out=FILE]
+
+Each optimizer takes its steps in turn with torch's fused AdamW on as many parameters (16 tensors, one group, gradients
+in place), in one process; a ratio is the median over the rounds. Traffic counts each matrix of `Bucket` once for each
+sweep that reads it and once for the one that writes it. The last column is the step's time over that of a copy
+(torch's copy_, bytes read plus bytes written) of as many bytes on this machine; 1 is the physical limit. AdamW clips
+with a pass of its own before its step, ours inside it: compare with `adamw_fused_clip`.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.measure import device_name, interleaved, ratio, write
+from optim import OPTIMIZERS, build_optimizer
+
+SIX = dict.fromkeys(("beta1", "beta2", "beta3", "rho", "c", "gamma"), 1e-4)
+OURS: dict[str, dict[str, Any]] = {name: {} for name in OPTIMIZERS} | {
+    "mada": {"hyper_lr": SIX, "max_grad_norm": 1.0},
+    "mada_weights_first": {"hyper_lr": SIX, "max_grad_norm": 1.0, "order": "weights_first"},
+    "mada_fixed": {"hyper_lr": {}, "beta3": 0.5, "rho": 0.5, "c": 0.9, "gamma": 0.9},
+    "hyperadam": {"max_grad_norm": 1.0},
+    "adam_clip": {"max_grad_norm": 1.0},
+}
+THEIRS = {"adamw_fused": {"fused": True}, "adamw_foreach": {"foreach": True}, "adamw_fused_clip": {"fused": True}}
+
+
+def traffic(optimizer: Any) -> tuple[float, float]:
+    """(bytes read and written in a step, bytes of state), both per parameter, from what the buckets hold."""
+    moved = held = count = 0
+    for b in optimizer.buckets:
+        state = [*b.states.values()] + ([] if b.pending is None else [b.pending])
+        size = sum(matrix.nbytes for matrix in state)
+        probe = (b.g.nbytes + (size if optimizer.learned else 0)) if optimizer.grad_norm is not None else 0
+        update = b.x.nbytes + b.g.nbytes + size + b.x.nbytes + size
+        moved, held, count = moved + probe + update, held + size, count + b.x.numel()
+    return moved / count, held / count
+
+
+def stepper(name: str, size: int, device: str) -> tuple[Callable[[], Any], Any]:
+    """A function that takes one step with the named optimizer, and the optimizer."""
+    params = [torch.nn.Parameter(torch.randn(size // 16, device=device)) for _ in range(16)]
+    if name in THEIRS:
+        optimizer: Any = torch.optim.AdamW(params, betas=(0.9, 0.95), **THEIRS[name])
+    else:
+        rule = next(rule for rule in sorted(OPTIMIZERS, key=len, reverse=True) if name.startswith(rule))
+        optimizer = build_optimizer(rule, params, compile=True, **OURS[name])
+        optimizer.zero_grad(set_to_none=False)
+    for p in params:
+        gradient = torch.randn_like(p)
+        p.grad = gradient if p.grad is None else p.grad.copy_(gradient)
+
+    def step() -> None:
+        if name.endswith("clip") and name in THEIRS:
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+
+    return step, optimizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="1e5,1e6,1e7,1.24e8", help="parameters")
+    parser.add_argument("--only", help="optimizers, by name")
+    parser.add_argument("--seconds", type=float, default=4, help="for each optimizer and size")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", help="JSON file")
+    args = parser.parse_args()
+    names = args.only.split(",") if args.only else [*THEIRS, *OURS]
+
+    rows = []
+    print(f"{device_name(args.device)}, torch {torch.__version__}")
+    titles = f"{'ms':>9} {'x AdamW':>8} {'state B':>8} {'traffic B':>10} {'x traffic':>10}"
+    print(f"{'optimizer':20} {'parameters':>11} {titles}")
+    for size in (int(float(s)) for s in args.sizes.split(",")):
+        copy = partial(torch.empty(size, device=args.device).copy_, torch.randn(size, device=args.device))
+        for name in names:
+            step, optimizer = stepper(name, size, args.device)
+            adamw, _ = stepper("adamw_fused", size, args.device)
+            times = interleaved({"adamw_fused": adamw, "copy": copy, name: step}, args.device, args.seconds)
+            ms, against = statistics.median(times[name]) * 1e3, ratio(times, name, "adamw_fused")
+            row: dict[str, Any] = {"optimizer": name, "parameters": size, "ms": ms, "adamw": against}
+            text = f"{name:20} {size:11,} {ms:9.3f} {against[0]:8.2f}"
+            if name not in THEIRS:
+                moved, held = traffic(optimizer)
+                copies = ratio(times, name, "copy")[0] * 8 / moved
+                row |= {"state_bytes": held, "traffic_bytes": moved, "copies": copies}
+                text += f" {held:8.0f} {moved:10.0f} {row['copies']:10.2f}"
+            rows.append(row)
+            print(text, flush=True)
+            del step, optimizer, adamw
+    print("written to", write(args.out, "optimizer-step", args.device, rows))
+
+
+if __name__ == "__main__":
+    main()
