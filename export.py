@@ -11,6 +11,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import checkpoint
@@ -52,6 +53,7 @@ def export(cfg: Config) -> str:
             "seconds": 0.0,
         }
         try:
+            Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
             written = checkpoint.save(cfg.out_dir, 0, None, content, keep=1)
         except OSError as error:
             raise CheckpointError(f"{cfg.out_dir} cannot be written ({error.strerror})") from None

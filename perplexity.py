@@ -38,6 +38,7 @@ from parallel import World
 
 # Logits held at a time, at most, whatever the batch: 32 MB in float32 is near a CPU's cache, a GPU wants large matmuls
 LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
+PIECE = 1 << 18  # ids decoded at a time
 
 
 class Windows(NamedTuple):
@@ -126,8 +127,8 @@ def joined_stream(rows: Iterable[str], tokenizer: Tokenizer) -> Stream:
 def token_stream(tokens: Tokens, tokenizer: Tokenizer) -> Stream:
     """A prepared set as it is. Its words are counted in the decoded text."""
     words, inside = 0, False  # a word may go on from one piece to the next
-    for start in range(0, len(tokens), 1 << 18):
-        ids = tokens.windows(np.array([start]), min(1 << 18, len(tokens) - start))[0].tolist()
+    for start in range(0, len(tokens), PIECE):
+        ids = tokens.windows(np.array([start]), min(PIECE, len(tokens) - start))[0].tolist()
         text = "".join(_decoded(ids, tokenizer))
         words += len(text.split()) - (inside and text[:1].strip() != "")
         inside = text[-1:].strip() != ""
@@ -315,7 +316,8 @@ def _score_batch(
         x = model.hidden(world.move(torch.from_numpy(ids[:, :-1])))[mask]  # (S, C)
         losses, misses = [], []
         for some, target in zip(x.split(step), targets.split(step), strict=True):
-            logits = model.head(some).float()  # (s, P)
+            logits = model.head(some)  # (s, P)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse to add up
             losses.append(F.cross_entropy(logits, target, reduction="none"))
             misses.append(logits.argmax(-1) != target)
     nll[mask], missed[mask] = torch.cat(losses).double(), torch.cat(misses)  # sums over rows have a fixed order
