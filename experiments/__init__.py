@@ -9,9 +9,8 @@ record is a small JSON file in records/SCALE/, made from what a run wrote (metri
 committed, runs are not. Nothing in here imports train.py.
 """
 
-from . import figure1, figure9, proposition1
+from . import figure1, figure3, figure5, figure8, figure9, proposition1, table2
 from .frame import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {
-    module.EXPERIMENT.name: module.EXPERIMENT for module in (figure1, proposition1, figure9)
-}
+MODULES = (table2, figure3, figure5, figure8, figure9, figure1, proposition1)
+EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

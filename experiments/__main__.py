@@ -88,6 +88,8 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
             if isinstance(run, Training) and run.finished():
                 run.execute({})
                 print(f"recorded {run.name}")
+            elif not run.ready():
+                print(f"\n# {run.name}: when the run that it takes its coefficients from is recorded")
             else:
                 print(f"\n# {run.name}: about {cost([run])} of the machine\n{shlex.join(run.command())}")
         return 0
@@ -95,8 +97,19 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
     jobs = jobs or (cores if scale == "laptop" else 1)
     environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     failed = 0
+    while True:  # a MADA-FS waits for its MADA
+        ready = [run for run in absent if run.ready()]
+        if not ready:
+            return int(bool(failed or absent))
+        failed += execute(ready, jobs, environment)
+        absent = [run for run in absent if run not in ready]
+
+
+def execute(runs: Sequence[Run], jobs: int, environment: dict[str, str]) -> int:
+    """Run them, `jobs` at a time; the number that failed."""
+    failed = 0
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(run.execute, environment): run for run in absent}
+        waiting = {pool.submit(run.execute, environment): run for run in runs}
         try:
             for future in as_completed(waiting):
                 run = waiting[future]
@@ -106,7 +119,7 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return 1 if failed else 0
+    return failed
 
 
 if __name__ == "__main__":

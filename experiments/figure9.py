@@ -62,19 +62,20 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         middle = next(i for i, step in enumerate(curve["step"]) if step >= 100_000)
         rho = [f"{curve['rho'][i]:.4f}" for i in (early, middle, -1)] if "rho" in curve else [""] * 3
         beta3 = f"{curve['beta3'][-1]:.2f}" if "beta3" in curve else ""
-        falling = "falling" if curve["x"][-1] < curve["x"][-15] - 1e-6 else "at rest or rising"
+        moved = curve["x"][-2] - curve["x"][-15]  # both at the same place in the period of 101 steps
+        direction = "at rest" if abs(moved) < 1e-3 else "rising" if moved > 0 else "falling"
         rows.append(
-            [name, *rho, beta3, f"{max(curve['x']):+.3f}", f"{curve['x'][-1]:+.4f}", falling,
+            [name, *rho, beta3, f"{max(curve['x']):+.3f}", f"{curve['x'][-1]:+.4f}", direction,
              f"{curve['regret'][-1]:.3f}", SAYS.get(name, "not in the paper")]
         )  # fmt: skip
-    header = ["run", "rho at 1,000", "at 100,000", "at the end", "beta3 at the end", "largest x", "last x", "and",
-              "average regret", "the paper says"]  # fmt: skip
+    header = ["run", "rho at 1,000", "just after 100,000", "at the end", "beta3 at the end", "largest x", "last x",
+              "x is", "average regret", "the paper says"]  # fmt: skip
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, 3)
         titles = {"regret": "Average regret", "x": "$x_t$ (the best is -1)", "rho": r"$\rho_t$"}
         for axes, (key, title) in zip(panels, titles.items(), strict=True):
-            for (name, curve), color in zip(curves.items(), COLORS, strict=True):
+            for (name, curve), color in zip(curves.items(), COLORS, strict=False):
                 if key in curve:
                     millions = [step / 1e6 for step in curve["step"]]
                     dash = "-" if name in SAYS else "--"

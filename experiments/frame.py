@@ -32,6 +32,9 @@ class Training:
 
     name      unique in its scale; the record is records/SCALE/NAME.json and the run's folder out/SCALE/NAME
     minutes   about what it costs on that scale's machine
+    processes GPUs of one machine, each a process of torchrun
+    coefficients_from   MADA-FS: the run of the same scale whose final coefficients this one keeps
+    curves    whether the record holds the losses and coefficients on the way, or only the last
     """
 
     name: str
@@ -39,7 +42,9 @@ class Training:
     configs: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     minutes: float = 2.0
-    processes: int = 1  # GPUs of one machine, each a process of torchrun
+    processes: int = 1
+    coefficients_from: str | None = None
+    curves: bool = True
 
     @property
     def out_dir(self) -> Path:
@@ -52,7 +57,21 @@ class Training:
     @property
     def identity(self) -> dict[str, Any]:
         """What a record must agree with to be this run's."""
-        return {"configs": list(self.configs), "settings": dict(self.settings)}
+        return {"configs": list(self.configs), "settings": self.all_settings()}
+
+    def ready(self) -> bool:
+        """Whether the run that it takes its coefficients from has a record."""
+        return self.coefficients_from is None or self._source().is_file()
+
+    def _source(self) -> Path:
+        return RECORDS / self.scale / f"{self.coefficients_from}.json"
+
+    def all_settings(self) -> dict[str, Any]:
+        settings = dict(self.settings)
+        if self.coefficients_from and self.ready():
+            final = json.loads(self._source().read_text(encoding="utf-8"))["final"]
+            settings |= {name: final[name] for name in ("beta1", "beta2", "beta3", "rho", "c", "gamma")}
+        return settings
 
     def command(self) -> list[str]:
         """The command line, from the repository's root; it goes on from a checkpoint if there is one."""
@@ -61,7 +80,7 @@ class Training:
             "torchrun", "--standalone", f"--nproc_per_node={self.processes}"
         ]  # fmt: skip
         return [
-            *program, "train.py", *self.configs, *(f"--{key}={value}" for key, value in self.settings.items()),
+            *program, "train.py", *self.configs, *(f"--{key}={value}" for key, value in self.all_settings().items()),
             f"--out_dir={self.out_dir.relative_to(ROOT)}", *(["--init_from=resume"] if resume else []),
         ]  # fmt: skip
 
@@ -85,7 +104,7 @@ class Computation:
 
     name: str
     scale: str
-    experiment: str  # the module that it belongs to
+    experiment: str  # the name of the experiment that it belongs to
     function: Callable[[Mapping[str, Any]], Record]
     settings: Mapping[str, Any] = field(default_factory=dict)
     minutes: float = 1.0
@@ -97,6 +116,9 @@ class Computation:
     @property
     def identity(self) -> dict[str, Any]:
         return {"settings": dict(self.settings)}
+
+    def ready(self) -> bool:
+        return True
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "experiments", "compute", self.experiment, self.name, f"--scale={self.scale}"]
@@ -175,7 +197,7 @@ LAST = 0.1  # the final training loss is the mean over this fraction of the step
 def distil(run: Training) -> Record | None:
     """The record of a training run from what it left in its folder; None if it did not get to its end."""
     about = json.loads((run.out_dir / "config.json").read_text(encoding="utf-8"))
-    for key, value in run.settings.items():
+    for key, value in run.all_settings().items():
         if (there := about["config"][key]) != value:
             raise RuntimeError(f"{run.out_dir} holds a run with {key}={there}, not {value}: move it away")
     path = run.out_dir / "metrics.csv"
@@ -215,7 +237,7 @@ def distil(run: Training) -> Record | None:
             "train_loss": sum(losses) / len(losses),
             **{name: rows[-1][name] for name in coefficients},
         },
-        "curves": curves,
+        **({"curves": curves} if run.curves else {}),
     }
 
 
