@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from experiments import figure1, figure9, frame, proposition1
 
@@ -38,6 +39,7 @@ def test_the_bound_at_a_point() -> None:
 
 
 def test_the_effective_rate_rises_for_adam_and_for_the_printed_bound_only() -> None:
+    torch.manual_seed(0)
     gradients = proposition1.GRADIENTS["normal"](400, 50)
     schedules = {name: proposition1.rises(gradients, 0.9, rho) for name, rho in proposition1.SCHEDULES.items()}
     adam, avgrad, printed, corrected = schedules.values()
