@@ -95,7 +95,7 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
         return 0
     cores = os.cpu_count() or 1
     jobs = jobs or (cores if scale == "laptop" else 1)
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
     failed = 0
     while True:  # a MADA-FS waits for its MADA
         ready = [run for run in absent if run.ready()]

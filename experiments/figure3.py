@@ -47,7 +47,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
     seeds = " to ".join(str(k) for k in sorted({min(n), max(n)}))
-    return [Figure("figure3", f"Losses, means over {seeds} seeds. {language.about(records)}", draw, (9, 6.5))]
+    return [Figure("figure3", f"Losses, means over n = {seeds} seeds. {language.about(records)}", draw, (9, 6.5))]
 
 
 EXPERIMENT = Experiment(

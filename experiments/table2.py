@@ -31,10 +31,10 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             difference = paired(losses[which].get(against, {}), losses[which][key]) if key != against else None
             cells += [mean_and_spread([*losses[which][key].values()]), str(difference or "")]
         paper, adam = language.PAPER_LOSS.get(key), language.PAPER_LOSS[against]
-        cells += [f"{paper:.4f}", f"{paper - adam:+.4f}"] if paper else ["not in it", ""]
+        cells += [f"{paper:.4f}", f"{paper - adam:+.4f}" if key != against else ""] if paper else ["not in it", ""]
         rows.append(cells)
-    header = ["optimizer", "n", "validation loss", "minus Adam's", "training loss", "minus Adam's",
-              "paper's validation loss", "minus Adam's"]  # fmt: skip
+    header = ["optimizer", "n", "validation loss", "minus Adam's", "training loss", "training, minus Adam's",
+              "paper's validation loss", "paper's, minus Adam's"]  # fmt: skip
     return [
         Text(
             language.about(records) + " Losses in nats per token at the end; the training loss is the mean over the "

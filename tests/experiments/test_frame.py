@@ -85,6 +85,28 @@ def test_an_interrupted_run_goes_on(elsewhere: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_real_run_is_resumed_and_recorded(elsewhere: Path, corpus: str) -> None:
+    (elsewhere / "train.py").symlink_to(ROOT / "train.py")
+    settings = {
+        "dataset": corpus, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "max_iters": 8,
+        "gradient_accumulation_steps": 1, "eval_interval": 4, "eval_iters": 4, "log_interval": 1, "warmup_iters": 2,
+        "optimizer": "mada", "device": "cpu", "compile": False,
+    }  # fmt: skip
+    run = Training("tiny-1", "laptop", (), settings)
+    run.execute({})
+    uninterrupted = read(run)
+    run.path.unlink()  # back to where an interruption after step 5 would have left it
+    (run.out_dir / "ckpt_000008.json").unlink()
+    lines = (run.out_dir / "metrics.csv").read_text().splitlines()
+    (run.out_dir / "metrics.csv").write_text("\n".join(lines[:7]) + "\n")
+    run.execute({})
+    assert "resuming after step 4" in (run.out_dir / "log.txt").read_text()
+    record = read(run)
+    assert record is not None and uninterrupted is not None
+    assert record["curves"]["step"] == list(range(9))
+    assert record["final"] == uninterrupted["final"]
+
+
 def test_a_run_that_fails_says_why(elsewhere: Path) -> None:
     with pytest.raises(RuntimeError, match=r"No such file|can't open file"):
         RUN.execute({})
