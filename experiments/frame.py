@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import json
 import os
@@ -13,6 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from record import COLUMNS, read_metrics
+
+from .compare import mean
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -203,42 +206,50 @@ def distil(run: Training) -> Record | None:
     path = run.out_dir / "metrics.csv"
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+    rows = [{k: float(v) if v else None for k, v in row.items()} for row in read_metrics(path)]
     steps = about["config"]["max_iters"]
     if not rows or rows[-1]["step"] != steps or rows[-1]["val_loss"] is None:
         return None
-    fixed = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
-    coefficients = [name for name in rows[0] if name not in fixed and not name.startswith("h_")]
-    losses = [row["train_loss"] for row in rows if row["train_loss"] and row["step"] > (1 - LAST) * steps]  # type: ignore
-    measured = [row["val_loss"] for row in rows if row["val_loss"] is not None]
-
-    curves: dict[str, list[float | None]] = {name: [] for name in ("step", "train_loss", "val_loss", *coefficients)}
-    since: list[float] = []
-    last_part = -1
-    for row in rows:
-        if row["train_loss"] is not None:
-            since.append(row["train_loss"])
-        part = int(row["step"] or 0) * POINTS // steps
-        if part > last_part or row["val_loss"] is not None:
-            last_part = part
-            for name in ("step", "val_loss", *coefficients):
-                curves[name].append(row[name])
-            curves["train_loss"].append(sum(since) / len(since) if since else None)  # mean since the last point
-            since = []
+    coefficients = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
+    late = [row for row in rows if (row["step"] or 0) > (1 - LAST) * steps]
     return {
         **run.identity,
         **{key: about.get(key) for key in FACTS},
         "config": {key: value for key, value in about["config"].items() if key not in ("out_dir", "init_from")},
         "seconds": rows[-1]["seconds"],
         "final": {
-            "val_loss": measured[-1],
-            "best_val_loss": min(measured),
-            "train_loss": sum(losses) / len(losses),
+            "val_loss": rows[-1]["val_loss"],
+            "best_val_loss": min(measured(rows, "val_loss")),
+            "train_loss": mean(measured(late, "train_loss")),
             **{name: rows[-1][name] for name in coefficients},
         },
-        **({"curves": curves} if run.curves else {}),
+        **({"curves": thinned(rows, steps, coefficients)} if run.curves else {}),
     }
+
+
+Row = dict[str, float | None]
+
+
+def measured(rows: Sequence[Row], column: str) -> list[float]:
+    return [value for row in rows if (value := row[column]) is not None]
+
+
+def thinned(rows: Sequence[Row], steps: int, coefficients: Sequence[str]) -> dict[str, list[float | None]]:
+    """About POINTS rows and every validation, as columns; the training loss is the mean since the point before."""
+    curves: dict[str, list[float | None]] = {name: [] for name in ("step", "train_loss", "val_loss", *coefficients)}
+    since: list[Row] = []
+    last_part = -1
+    for row in rows:
+        since.append(row)
+        part = int(row["step"] or 0) * POINTS // steps
+        if part > last_part or row["val_loss"] is not None:
+            last_part = part
+            for name in ("step", "val_loss", *coefficients):
+                curves[name].append(row[name])
+            losses = measured(since, "train_loss")
+            curves["train_loss"].append(mean(losses) if losses else None)
+            since = []
+    return curves
 
 
 # ------------------------------------------------------------------------------------------------------- the report

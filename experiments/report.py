@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .frame import HERE, PAPER, SCALES, Block, Experiment, Figure, Run, Table, Text, read, records
+from .frame import HERE, PAPER, SCALES, Block, Experiment, Figure, Record, Run, Table, Text, read, records
 from .style import RC
 
 TITLE = "Reproducing MADA: tables and figures from records"
@@ -34,6 +34,21 @@ def missing(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if read(run) is None]
 
 
+def state(experiment: Experiment) -> list[str]:
+    """Its row of the overview: runs recorded, of how many, at each scale."""
+    cells = []
+    for scale in SCALES:
+        runs = experiment.runs(scale)
+        cells.append(f"{len(runs) - len(missing(runs))} of {len(runs)}" if runs else "")
+    return [experiment.title, experiment.name, *cells]
+
+
+def commits(found: Iterable[Record]) -> str:
+    """Which versions of this repository made the records."""
+    names = sorted({str(record["commit"]).removesuffix("-dirty")[:12] for record in found})
+    return f"made at {'commit' if len(names) == 1 else 'commits'} {', '.join(names)}"
+
+
 def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list[Path]:
     """Write folder/report.md (pictures in folder/figures) and folder/report.html (pictures inside); return them."""
     figures = folder / "figures"
@@ -53,6 +68,10 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
     parts = [f"<h1>{TITLE}</h1>", *(f"<p>{rich(words)}</p>" for words in opening)]
     contents = [f'<li><a href="#{e.name}">{html.escape(e.title)}</a></li>' for e in experiments]
     parts.append(f"<ul>{''.join(contents)}</ul>")
+    header = ["experiment", "name", *(f"recorded, {scale}" for scale in SCALES)]
+    overview = Table(header, [state(experiment) for experiment in experiments])
+    for text, into in zip(render(overview, "", figures), (lines, parts), strict=True):
+        into += [text, ""]
     for experiment in experiments:
         lines += [f"## {experiment.title}", "", f"*{experiment.question}*", ""]
         parts += [f'<h2 id="{experiment.name}">{html.escape(experiment.title)}</h2>',
@@ -63,7 +82,7 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
             if not runs or not found:
                 continue
             about = "the paper's own, which a laptop is enough for" if experiment.exact else f"{scale}, {ABOUT[scale]}"
-            label = f"Scale: {about}. {len(found)} of {len(runs)} runs recorded."
+            label = f"Scale: {about}. {len(found)} of {len(runs)} runs recorded, {commits(found.values())}."
             lines += [f"**{label}**", ""]
             parts.append(f'<p class="scale">{html.escape(label)}</p>')
             for block in experiment.show(scale, found):
