@@ -302,7 +302,8 @@ def test_help_explains_every_field(capsys) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.stem)
 def test_each_config_file_is_valid_and_named_after_its_folder(path: Path) -> None:
     cfg = train.parse(train.Config, [str(path)], train.check, "train.py")
-    assert cfg.out_dir == f"out/{path.stem}"
+    if path.stem not in ("laptop", "gpu"):  # these are scales, laid over the file of a run
+        assert cfg.out_dir == f"out/{path.stem}"
 
 
 def test_bfloat16_matmuls_train_nearly_as_well(small: list[str], tmp_path: Path) -> None:
