@@ -129,6 +129,15 @@ class GPT(nn.Module):
         Without targets only the last position's logits are computed, (B, 1, P). The logits of the P - V padding rows
         are minus infinity: they take no probability, get no gradient and are never sampled.
         """
+        x = self.hidden(idx)  # (B, T, C)
+        if targets is None:
+            return self.head(x[:, [-1], :]), None  # (B, 1, P)
+        logits = self.head(x)  # (B, T, P)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
+        return logits, loss
+
+    def hidden(self, idx: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, T) -> what the head reads, (B, T, C)."""
         _, T = idx.shape
         assert self.config.block_size >= T, f"{T} tokens, but block_size is {self.config.block_size}"
         positions = torch.arange(T, device=idx.device)  # (T)
@@ -137,14 +146,10 @@ class GPT(nn.Module):
         blocks: Any = self.transformer["h"]
         for block in blocks:
             x = block(x)
-        x = self.transformer["ln_f"](x)  # (B, T, C)
-        if targets is None:
-            return self._head(x[:, [-1], :]), None  # (B, 1, P)
-        logits = self._head(x)  # (B, T, P)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
-        return logits, loss
+        return self.transformer["ln_f"](x)
 
-    def _head(self, x: torch.Tensor) -> torch.Tensor:
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., C) -> logits (..., P), those of the padding rows minus infinity."""
         mask = None  # as the matmul's bias the mask costs nothing
         if self.config.padded_vocab_size > self.config.vocab_size:
             ids = torch.arange(self.config.padded_vocab_size, device=x.device)
