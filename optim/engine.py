@@ -150,7 +150,7 @@ class RuleOptimizer(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
         # The scalars live on the first parameter's device, in float64 where it has that: 0.9 + 1e-9 is not 0.9.
-        self._device = self.param_groups[0]["params"][0].device
+        self._device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         dtype = torch.float32 if self._device.type == "mps" else torch.float64
         vector = lambda values: torch.tensor([*values], dtype=dtype, device=self._device)  # noqa: E731
         self._hyper = Hyper(
@@ -186,6 +186,8 @@ class RuleOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with `params`, and `lr` and `weight_decay` if they differ; at any time, as in torch.optim."""
         self._refuse_unknown("param group: ", set(param_group) - {"params", "initial_lr"}, ["lr", "weight_decay"])
+        for k in param_group.keys() & {"lr", "weight_decay"}:
+            self._refuse_outside(f"param group: {k}", param_group[k], 0)
         super().add_param_group(param_group)
         if hasattr(self, "_scalars"):  # not while torch's constructor adds the first groups
             self._adopt(self.param_groups[-1:])
@@ -224,6 +226,8 @@ class RuleOptimizer(Optimizer):
                 loss = closure()
         self.steps += 1
         buckets = [bucket for bucket in self.buckets if len(bucket.t)]
+        if not buckets:
+            return loss
         for bucket in buckets:
             bucket.gather()
             bucket.follow_groups()
@@ -348,7 +352,8 @@ class RuleOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
         it. In `state` each matrix is a view in the parameter's shape, each column a part of shape (rows, 1)."""
-        scalars = {"learned": list(self.learned), "steps": self.steps, **self._scalars._asdict()}
+        known = {"rule": self.advance.__qualname__, "learned": list(self.learned), "steps": self.steps}
+        scalars = known | self._scalars._asdict()
         del scalars["fixed"]
         return super().state_dict() | {"scalars": scalars}
 
@@ -359,6 +364,8 @@ class RuleOptimizer(Optimizer):
         name = type(self).__name__
         if "scalars" not in state_dict:
             raise ValueError(f"{name}: this state is not of one of these optimizers: {sorted(state_dict)}")
+        if state_dict["scalars"]["rule"] != self.advance.__qualname__:
+            raise ValueError(f"{name}: this state is of another rule, {state_dict['scalars']['rule']}")
         learned = state_dict["scalars"]["learned"]
         if learned != list(self.learned):
             raise ValueError(f"{name}: this state learned {learned}, this optimizer learns {list(self.learned)}")

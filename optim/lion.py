@@ -25,4 +25,4 @@ class Lion(RuleOptimizer):
     def advance(q, s, g, t):
         u = mix(q.beta1, s.l, g)  # Lion's program, line 1
         l = mix(q.beta2, s.l, g)  # line 3
-        return torch.sign(u), Lion.State(l)
+        return torch.sign(u) + 0 * u, Lion.State(l)  # sign(NaN) is 0, which would hide a NaN in l for ever

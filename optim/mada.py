@@ -10,8 +10,8 @@
 
 To add an optimizer to the family: its term in `advance`, weighted by a new coefficient; a row in `table`; its buffer in
 `State` and, if the buffer is idle at one value of the coefficient, in `parts`; and a corner test
-(tests/test_corners.py) against an implementation of that optimizer which you did not write. docs/MADA.md walks through
-the equations.
+(tests/optim/test_corners.py) against an implementation of that optimizer which you did not write. docs/MADA.md walks
+through the equations.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,63 @@
+"""Write the table of README.md from benchmarks/results/.
+
+python -m benchmarks.table
+"""
+
+import json
+from pathlib import Path
+
+from benchmarks.measure import RESULTS
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+
+
+def step_table(result: dict) -> list[str]:
+    """Rows of one optimizer-step result: a column for each size."""
+    sizes = sorted({row["parameters"] for row in result["rows"]})
+    lines = [
+        f"The optimizer step, times torch's fused AdamW ({result['device']}, torch {result['torch']}):",
+        "",
+        "| optimizer | state, bytes/parameter | traffic, bytes/parameter | "
+        + " | ".join(f"{size:,} parameters" for size in sizes) + " |",
+        "|---" * (3 + len(sizes)) + "|",
+    ]  # fmt: skip
+    for name in dict.fromkeys(row["optimizer"] for row in result["rows"]):
+        rows = {row["parameters"]: row for row in result["rows"] if row["optimizer"] == name}
+        last = rows[max(rows)]
+        bytes_ = [f"{last[k]:.0f}" if k in last else "" for k in ("state_bytes", "traffic_bytes")]
+        cells = [f"{rows[size]['adamw'][0]:.2f}" if size in rows else "" for size in sizes]
+        lines.append(f"| {name} | " + " | ".join(bytes_ + cells) + " |")
+    return lines
+
+
+def iteration_table(result: dict) -> list[str]:
+    """Rows of one iteration result."""
+    lines = [
+        f"A whole training iteration, {' '.join(result['config'])}, {result['parameters']:,} parameters, "
+        f"{result['tokens']:,} tokens ({result['device']}, torch {result['torch']}):",
+        "",
+        "| optimizer | ms | times AdamW, median (quartiles) | tokens/s | rounds |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        median, lower, upper = row["adamw"]
+        lines.append(f"| {row['optimizer']} | {row['ms']:.1f} | {median:.3f} ({lower:.3f} to {upper:.3f}) | "
+                     f"{row['tokens_per_second']:,.0f} | {row['rounds']} |")  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    tables = {"optimizer-step": step_table, "iteration": iteration_table}
+    parts = []
+    for path in sorted(RESULTS.glob("*.json"), reverse=True):
+        result = json.loads(path.read_text())
+        if result["benchmark"] in tables:
+            parts += [*tables[result["benchmark"]](result), ""]
+    text = README.read_text()
+    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    README.write_text("\n".join([head, *parts]) + "\n" * (not parts) + tail)
+
+
+if __name__ == "__main__":
+    main()

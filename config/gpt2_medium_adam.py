@@ -1,0 +1,12 @@
+"""GPT-2 medium (355M) on OpenWebText with Adam (table 7).
+
+Expected: validation loss 2.6527 (table 7). Cost: about 120 H100 hours. Never run here.
+"""
+
+base = "gpt2_adam.py"
+
+out_dir = "out/gpt2_medium_adam"
+n_layer = 24
+n_head = 16
+n_embd = 1024
+learning_rate = 5e-4

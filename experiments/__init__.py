@@ -1,0 +1,16 @@
+"""The paper's tables and figures, from records of runs, beside the paper's numbers.
+
+    python -m experiments list                             what there is, and what is missing at each scale
+    python -m experiments run table2 --scale=laptop        makes the runs that are missing; again after an interruption
+    python -m experiments report                           report.md and report.html of all that is recorded
+
+One module per table or figure: the question it asks, the runs it needs, and how their records become the table. A
+record is a small JSON file in records/SCALE/, made from what a run wrote (metrics.csv, config.json); records are
+committed, runs are not. Nothing in here imports train.py.
+"""
+
+from . import figure1, figure3, figure5, figure8, figure9, proposition1, table2, table5
+from .frame import Experiment
+
+MODULES = (table2, table5, figure3, figure5, figure8, figure9, figure1, proposition1)
+EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}

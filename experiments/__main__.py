@@ -1,0 +1,126 @@
+"""The command line: see the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import experiments
+
+from . import EXPERIMENTS
+from .frame import HERE, ROOT, SCALES, Computation, Experiment, Run, Training, read
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0: done; 1: a run failed; 2: a mistake on the command line; 130: interrupted."""
+    parser = argparse.ArgumentParser("python -m experiments", description=experiments.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="every experiment and what is missing")
+    run = commands.add_parser("run", help="make the missing runs of an experiment")
+    run.add_argument("name", choices=["all", *EXPERIMENTS])
+    run.add_argument("--scale", choices=SCALES, default="laptop")
+    run.add_argument("--only", metavar="PATTERN", default="*", help="runs whose name fits, such as 'mada-*'")
+    run.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one a core; on a GPU one)")
+    report = commands.add_parser("report", help="write report.md and report.html")
+    report.add_argument("--folder", type=Path, default=HERE)
+    compute = commands.add_parser("compute")  # one Computation in this process; `run` calls it
+    compute.add_argument("experiment", choices=EXPERIMENTS)
+    compute.add_argument("run")
+    compute.add_argument("--scale", choices=SCALES, default="laptop")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "list":
+            list_experiments()
+        elif arguments.command == "run":
+            chosen = list(EXPERIMENTS.values()) if arguments.name == "all" else [EXPERIMENTS[arguments.name]]
+            return make(chosen, arguments.scale, arguments.only, arguments.jobs)
+        elif arguments.command == "report":
+            from .report import write_report
+
+            for path in write_report(list(EXPERIMENTS.values()), arguments.folder):
+                print(path)
+        else:
+            for one in EXPERIMENTS[arguments.experiment].runs(arguments.scale):
+                if one.name == arguments.run and isinstance(one, Computation):
+                    one.compute()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def list_experiments() -> None:
+    """For each scale: runs that have a record, of how many, and what the missing ones cost."""
+    print(f"{'name':14}" + "".join(f"{scale:>24}" for scale in SCALES) + "   title")
+    for experiment in EXPERIMENTS.values():
+        cells = []
+        for scale in SCALES:
+            runs = experiment.runs(scale)
+            absent = [run for run in runs if read(run) is None]
+            cells.append(
+                "" if not runs else f"{len(runs) - len(absent)}/{len(runs)}"
+                + (f", {cost(absent)} to go" if absent else "")
+            )  # fmt: skip
+        print(f"{experiment.name:14}" + "".join(f"{cell:>24}" for cell in cells) + f"   {experiment.title}")
+
+
+def cost(runs: Sequence[Run]) -> str:
+    """What these runs cost one after the other: minutes, hours of a machine."""
+    minutes = sum(run.minutes for run in runs)
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
+
+
+def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) -> int:
+    """Run what has no record yet; at the paper's scale print the commands instead, but record what is finished."""
+    runs = {run.name: run for experiment in chosen for run in experiment.runs(scale)}  # some share runs
+    wanted = {name: run for name, run in runs.items() if fnmatch.fnmatch(name, only)}
+    absent = [run for run in wanted.values() if read(run) is None]
+    print(f"{len(wanted)} runs at scale {scale}, {len(wanted) - len(absent)} recorded, {len(absent)} to go")
+    if scale == "paper":
+        for run in absent:
+            if isinstance(run, Training) and run.finished():
+                run.execute({})
+                print(f"recorded {run.name}")
+            elif not run.ready():
+                print(f"\n# {run.name}: when the run that it takes its coefficients from is recorded")
+            else:
+                print(f"\n# {run.name}: about {cost([run])} of the machine\n{shlex.join(run.command())}")
+        return 0
+    cores = os.cpu_count() or 1
+    jobs = jobs or (cores if scale == "laptop" else 1)
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
+    failed = 0
+    while True:  # a MADA-FS waits for its MADA
+        ready = [run for run in absent if run.ready()]
+        if not ready:
+            return int(bool(failed or absent))
+        failed += execute(ready, jobs, environment)
+        absent = [run for run in absent if run not in ready]
+
+
+def execute(runs: Sequence[Run], jobs: int, environment: dict[str, str]) -> int:
+    """Run them, `jobs` at a time; the number that failed."""
+    failed = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(run.execute, environment): run for run in runs}
+        try:
+            for future in as_completed(waiting):
+                run = waiting[future]
+                error = future.exception()
+                failed += error is not None
+                print(f"{run.name}: {error or f'recorded in {run.path.relative_to(ROOT)}'}", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""CIFAR-10: its images, the paper's two networks (appendix C.2), and one run of one of them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optim import build_optimizer
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images, per channel
+TRAIN = 50_000  # images to train on, the first ones
+MIRROR = "cifar10_jpeg_full.npz"
+
+
+def images() -> tuple[Tensor, Tensor, str]:
+    """(60000, 3, 32, 32) uint8, (60000,) labels, where they come from; the first 50,000 are the training set.
+
+    DATA_MIRROR/cifar10_jpeg_full.npz where the variable is set and the file is there, otherwise Hugging Face's cifar10.
+    """
+    from PIL import Image
+
+    path = Path(os.environ.get("DATA_MIRROR", "")) / MIRROR
+    if os.environ.get("DATA_MIRROR") and path.is_file():
+        archive = np.load(path)
+        data, ends = archive["jpeg"].tobytes(), archive["offsets"].tolist()
+        pictures = [Image.open(io.BytesIO(data[a:b])) for a, b in itertools.pairwise(ends)]
+        labels, origin = archive["labels"], "CIFAR-10 recompressed as JPEG (about 30 dB)"
+    else:
+        from datasets import load_dataset
+
+        parts = [load_dataset("cifar10", split=split) for split in ("train", "test")]
+        pictures = [row["img"] for part in parts for row in part]
+        labels, origin = np.array([row["label"] for part in parts for row in part]), "Hugging Face's cifar10"
+    stack = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long(), origin
+
+
+def cnn() -> nn.Module:
+    """Two convolutions and three linear layers (62,006 parameters)."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2),  # (B, 6, 14, 14)
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),  # (B, 400)
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def resnet9() -> nn.Module:
+    """The common ResNet-9: eight convolutions, two of them pairs with a shortcut, and a linear layer."""
+
+    def block(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
+        layers = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+        return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+    return nn.Sequential(
+        block(3, 64), block(64, 128, pool=True), Residual(block(128, 128), block(128, 128)),
+        block(128, 256, pool=True), block(256, 512, pool=True), Residual(block(512, 512), block(512, 512)),
+        nn.MaxPool2d(4), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+MODELS = {"cnn": cnn, "resnet9": resnet9}
+
+
+def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to 4 pixels and mirrored or not: (B, 3, 32, 32), what leaves the frame comes back in."""
+    B = len(x)
+    padded = F.pad(x, (4, 4, 4, 4), mode="reflect")  # (B, 3, 40, 40)
+    top, left = (torch.randint(9, (B,), generator=generator).to(x.device) for _ in range(2))
+    line = torch.arange(32, device=x.device)
+    rows, columns = top[:, None] + line, left[:, None] + line  # (B, 32) each
+    mirror = (torch.rand(B, generator=generator) < 0.5).to(x.device)
+    columns = torch.where(mirror[:, None], columns.flip(1), columns)
+    index = torch.arange(B, device=x.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def train(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """One run; settings: model, optimizer, its options, batch_size, epochs, schedule, augment, seed.
+
+    Returns the test accuracy at the end (%), the losses per epoch and the coefficients at the end.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pixels, labels, origin = images()
+    scale = torch.tensor(STD, device=device).view(3, 1, 1) * 255
+    shift = torch.tensor(MEAN, device=device).view(3, 1, 1) * 255
+    pixels, labels = pixels.to(device), labels.to(device)
+
+    def batch(chosen: Tensor) -> Tensor:
+        return (pixels[chosen].float() - shift) / scale
+
+    torch.manual_seed(settings["seed"])
+    generator = torch.Generator().manual_seed(settings["seed"])  # order, augmentation: the same for every optimizer
+    net = MODELS[settings["model"]]().to(device)
+    optimizer = build_optimizer(settings["optimizer"], net.parameters(), **settings["options"])
+    B, epochs, peak = settings["batch_size"], settings["epochs"], settings["options"]["lr"]
+    steps = TRAIN // B * epochs
+    losses, step, begun = [], 0, time.perf_counter()
+    for _ in range(epochs):
+        total = torch.zeros((), device=device)
+        order = torch.randperm(TRAIN, generator=generator).to(device)
+        for chosen in order[: TRAIN // B * B].view(-1, B):
+            x = shifted_and_mirrored(batch(chosen), generator) if settings["augment"] else batch(chosen)
+            for group in optimizer.param_groups:
+                group["lr"] = peak if settings["schedule"] == "constant" else one_cycle(step / steps, peak)
+            loss = F.cross_entropy(net(x), labels[chosen])
+            optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            step += 1
+        losses.append(float(total) / (TRAIN // B))
+        print(f"epoch {len(losses)}/{epochs}: training loss {losses[-1]:.4f}", flush=True)
+
+    net.eval()
+    with torch.no_grad():
+        test = torch.arange(TRAIN, len(pixels), device=device)
+        right = sum(int((net(batch(part)).argmax(1) == labels[part]).sum()) for part in test.split(1000))
+    return {
+        "final": {"accuracy": 100 * right / len(test), "train_loss": losses[-1], **optimizer.coefficients},
+        "train_loss": losses, "data": origin, "device": str(device), "seconds": time.perf_counter() - begun,
+    }  # fmt: skip
+
+
+def one_cycle(done: float, peak: float) -> float:
+    """The rate after this fraction of the steps, as torch's OneCycleLR has it: up to `peak` at 0.3, down from there."""
+    start, end = peak / 25, peak / 25e4
+    low, high, part = (start, peak, done / 0.3) if done < 0.3 else (end, peak, (1 - done) / 0.7)
+    return low + (high - low) * 0.5 * (1 - float(np.cos(np.pi * part)))

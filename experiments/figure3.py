@@ -1,0 +1,59 @@
+"""Figures 3 and 4: validation and training losses against steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import language
+from .compare import mean
+from .frame import Block, Experiment, Figure, Record, Training
+from .style import COLORS, axes_of
+
+KEYS = ("adam", "hyperadam", "mada", "mada_shakespeare", "avgrad", "adan", "lion", "mada_poor", "adam_poor")
+
+
+def runs(scale: str) -> Sequence[Training]:
+    return language.runs(scale, KEYS)
+
+
+def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    found = language.by_row(records)
+    n = {len(seeds) for seeds in found.values()}
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(2, 2, gridspec_kw={"width_ratios": [1, 1]})
+        for row, (which, title) in zip(
+            panels, {"val_loss": "Validation loss", "train_loss": "Training loss, smoothed"}.items(), strict=True
+        ):
+            for (key, seeds), color in zip(found.items(), COLORS, strict=False):
+                curves = [record["curves"] for record in seeds.values()]
+                points = [
+                    (step, mean([curve[which][i] for curve in curves]))
+                    for i, step in enumerate(curves[0]["step"])
+                    if step and all(curve[which][i] is not None for curve in curves)
+                ]
+                for axes in row:
+                    axes.plot(*zip(*points, strict=True), color=color, linewidth=1.3, label=language.ROWS[key].label,
+                              marker="o" if which == "val_loss" else None, markersize=3)  # fmt: skip
+            axes_of(row[0], title, "step", "nats per token")
+            axes_of(row[1], "the last half", "step")
+            lines = [line for line in row[1].lines if len(line.get_xdata())]
+            end = max(line.get_xdata()[-1] for line in lines)
+            points = [point for line in lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+            late = [y for x, y in points if x >= end / 2]
+            row[1].set(xlim=(end / 2, end), ylim=(min(late) - 0.01, max(late) + 0.01))
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+
+    seeds = " to ".join(str(k) for k in sorted({min(n), max(n)}))
+    return [Figure("figure3", f"Losses, means over n = {seeds} seeds. {language.about(records)}", draw, (9, 6.5))]
+
+
+EXPERIMENT = Experiment(
+    "figure3",
+    "Figures 3 and 4: losses against steps",
+    "Does MADA reach a given loss earlier than the fixed optimizers?",
+    runs,
+    show,
+)

@@ -1,0 +1,67 @@
+"""Figures 5 to 7: how the six coefficients move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import language
+from .frame import Block, Experiment, Figure, Record, Table, Text, Training
+from .style import COEFFICIENTS, SYMBOLS, axes_of
+
+TITLES = {
+    "mada_rho0": "Figure 5: from (0.9, 0.95, 0)",
+    "mada_poor": "Figure 6: from (0.7, 0.8, 0)",
+    "mada": "Figure 7: from (0.9, 0.95, 0.9)",
+    "mada_shakespeare": "From Adam, Shakespeare setting",
+}
+SAYS = {
+    "mada_rho0": "beta1 rises, then falls; rho up, to 0, up again",
+    "mada_poor": "larger moves than in figure 5; beta1 rises, then falls",
+    "mada": "beta1 to 0.99 and stays; beta3 falls slowly",
+    "mada_shakespeare": "not in the paper",
+}
+
+
+def runs(scale: str) -> Sequence[Training]:
+    return language.runs(scale, tuple(TITLES))
+
+
+def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    found = {key: seeds for key in TITLES if (seeds := language.by_row(records).get(key))}
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for axes, (key, seeds) in zip(panels, found.items(), strict=True):
+            for record in seeds.values():
+                for i, (name, color) in enumerate(COEFFICIENTS.items()):  # ever thinner: equal ones show beneath
+                    label = SYMBOLS[name] if record is next(iter(seeds.values())) else None
+                    curve = record["curves"]
+                    axes.plot(curve["step"], curve[name], color=color, linewidth=2.6 - 0.3 * i, label=label, alpha=0.8)
+            axes_of(axes, TITLES[key], "step")
+            axes.set_ylim(-0.03, 1.03)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+
+    rows = []
+    for key, seeds in found.items():
+        for seed, record in seeds.items():
+            moved = []
+            for name in COEFFICIENTS:
+                curve = record["curves"][name]
+                moved.append(f"{curve[0]:.3g} to {curve[-1]:.3f} ({min(curve):.3f} to {max(curve):.3f})")
+            rows.append([TITLES[key], str(seed), *moved, SAYS[key]])
+    return [
+        Figure("figure5", "Coefficients against steps, one line a seed.", draw, (4.2 * len(found), 3.8)),
+        Text(f"{language.about(records)} Each cell: from the start to the end (least to largest on the way)."),
+        Table(["run", "seed", *COEFFICIENTS, "the paper says"], rows),
+    ]
+
+
+EXPERIMENT = Experiment(
+    "figure5",
+    "Figures 5 to 7: the coefficients",
+    "Where do the coefficients go, from three starting points?",
+    runs,
+    show,
+)

@@ -1,0 +1,112 @@
+"""Figure 8: the final training loss over a grid of initial (beta1, beta2), for Adam, HyperAdam and MADA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .frame import Block, Experiment, Figure, Record, Table, Text, Training
+from .style import axes_of
+
+CONFIGS = {"Adam": "shakespeare_char_adam", "HyperAdam": "shakespeare_char_hyperadam", "MADA": "shakespeare_char"}
+# beta2 starts at 0.501, where MADA's box begins; the paper's grid starts at 0.5.
+GRIDS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "laptop": ((0.01, 0.35, 0.7, 0.95), (0.501, 0.75, 0.99)),
+    "gpu": ((0.01, 0.5, 0.95), (0.501, 0.99)),
+    "paper": (
+        (*(round(0.01 + 0.05 * i, 2) for i in range(20)), 0.99),
+        (0.501, *(round(0.55 + 0.05 * i, 2) for i in range(9)), 0.99),
+    ),
+}
+LENGTH = {"laptop": 500, "gpu": 1000, "paper": 5000}  # steps
+MINUTES = {"laptop": 0.8, "gpu": 0.8, "paper": 4.0}
+NEAR = 1.05  # robust: within 5% of the best
+
+
+def name_of(optimizer: str, beta1: float, beta2: float) -> str:
+    return f"grid/{optimizer.lower()}-{beta1:g}-{beta2:g}"
+
+
+def runs(scale: str) -> Sequence[Training]:
+    found = []
+    for beta1 in GRIDS[scale][0]:
+        for beta2 in GRIDS[scale][1]:
+            for optimizer, config in CONFIGS.items():
+                settings = {"beta1": beta1, "beta2": beta2, "seed": 1, "max_iters": LENGTH[scale]}
+                configs = (f"config/{config}.py", *([] if scale == "paper" else [f"config/{scale}.py"]))
+                name = name_of(optimizer, beta1, beta2)
+                found.append(Training(name, scale, configs, settings, MINUTES[scale], curves=False))
+    return found
+
+
+def losses(scale: str, records: dict[str, Record]) -> dict[str, np.ndarray]:
+    """{optimizer: (beta2, beta1) final training losses}, NaN where there is no record."""
+    beta1s, beta2s = GRIDS[scale]
+
+    def loss(optimizer: str, beta1: float, beta2: float) -> float:
+        record = records.get(name_of(optimizer, beta1, beta2))
+        return record["final"]["train_loss"] if record else np.nan
+
+    return {o: np.array([[loss(o, beta1, beta2) for beta1 in beta1s] for beta2 in beta2s]) for o in CONFIGS}
+
+
+def area_near(grid: np.ndarray, beta1s: Sequence[float], beta2s: Sequence[float], limit: float) -> float:
+    """Fraction of the rectangle on which the loss, interpolated linearly along both axes, is at most `limit`."""
+    fine1, fine2 = np.linspace(beta1s[0], beta1s[-1], 401), np.linspace(beta2s[0], beta2s[-1], 401)
+    along1 = np.array([np.interp(fine1, beta1s, row) for row in grid])  # (beta2, 401)
+    fine = np.array([np.interp(fine2, beta2s, column) for column in along1.T])  # (401, 401)
+    return float((fine <= limit).mean())
+
+
+def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    beta1s, beta2s = GRIDS[scale]
+    grids = losses(scale, records)
+    config = next(iter(records.values()))["config"]
+    dropout = " Its dropout was on, which raises the loss." if config["dropout"] else ""
+    note = Text(
+        f"One seed, {config['max_iters']:,} steps. The loss is the mean over the batches of the last tenth of the run; "
+        f"the paper's is that of 200 evaluation batches.{dropout}"
+    )
+    rows = [
+        [optimizer, f"{beta1:g}", *("" if np.isnan(x) else f"{x:.4f}" for x in grid[:, i])]
+        for optimizer, grid in grids.items()
+        for i, beta1 in enumerate(beta1s)
+    ]
+    table = Table(["optimizer", "initial beta1", *(f"beta2 = {beta2:g}" for beta2 in beta2s)], rows)
+    if any(np.isnan(grid).any() for grid in grids.values()):
+        return [note, table, Text("The contours are drawn when the grid is complete.")]
+
+    values = np.concatenate([grid.ravel() for grid in grids.values()])
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(grids), sharey=True)
+        levels = np.linspace(values.min(), values.max(), 13)
+        for axes, (optimizer, grid) in zip(panels, grids.items(), strict=True):
+            drawn = axes.contourf(beta1s, beta2s, grid, levels, cmap="viridis")
+            axes.plot(*np.meshgrid(beta1s, beta2s), "k.", markersize=2)
+            axes_of(axes, optimizer, r"initial $\beta_1$")
+            axes.grid(False)
+        panels[0].set_ylabel(r"initial $\beta_2$")
+        figure.colorbar(drawn, ax=panels, label="final training loss")
+
+    robust = [
+        [o, f"{grid.min():.4f}", f"{grid.max():.4f}", f"{area_near(grid, beta1s, beta2s, NEAR * values.min()):.0%}"]
+        for o, grid in grids.items()
+    ]
+    return [
+        note,
+        Figure("figure8", "Final training loss over the initial coefficients; dots are runs.", draw, (10, 3.4)),
+        Table(["optimizer", "lowest loss", "highest loss", "share of the grid within 5% of the best of all"], robust),
+        table,
+    ]
+
+
+EXPERIMENT = Experiment(
+    "figure8",
+    "Figure 8: robustness to the initial coefficients",
+    "Is MADA's final training loss flatter over the initial (beta1, beta2) than Adam's and HyperAdam's?",
+    runs,
+    show,
+)

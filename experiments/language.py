@@ -1,0 +1,91 @@
+"""The language models behind tables 2, 3, 6, 7 and figures 3 to 7: which runs there are, and under which names.
+
+At the paper's scale a run is its config file. At a smaller scale config/laptop.py or config/gpu.py is laid over that
+same file: the optimizer and its coefficients stay, the model, the text and the length change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .frame import PAPER, Record, Training
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run of the paper: its config, how a table calls it, and the rate that replaces the scale's, if one does."""
+
+    label: str
+    config: str
+    learning_rate: float | None = None  # at reduced scale
+    fixed_from: str | None = None  # MADA-FS: the row whose final coefficients it keeps
+
+
+ROWS = {
+    "adam": Row("Adam", "gpt2_adam"),
+    "adan": Row("Adan", "gpt2_adan"),
+    "hyperadam": Row("HyperAdam", "gpt2_hyperadam"),
+    "lion": Row("Lion", "gpt2_lion", learning_rate=2.5e-4),  # a quarter of the others', as in the paper
+    "avgrad": Row("AVGrad", "gpt2_avgrad"),
+    "mada": Row("MADA", "gpt2_mada"),
+    "mada_fs": Row("MADA-FS", "gpt2_mada_fs", fixed_from="mada"),
+    "mada_poor": Row("MADA-, from betas (0.7, 0.8)", "gpt2_mada_poor"),
+    "adam_poor": Row("Adam-, betas (0.7, 0.8)", "gpt2_adam_poor"),
+    "mada_rho0": Row("MADA from AVGrad (rho = 0, beta3 = 0)", "gpt2_mada_rho0"),
+    "mada_rho0_fs": Row("MADA-FS of it", "gpt2_mada_fs", fixed_from="mada_rho0"),
+    "mada_shakespeare": Row("MADA, Shakespeare setting (from Adam)", "shakespeare_char"),
+    "medium_adam": Row("Adam, 355M", "gpt2_medium_adam"),
+    "medium_mada": Row("MADA, 355M", "gpt2_medium_mada"),
+}
+SEEDS = {"laptop": (1, 2, 3), "gpu": (1, 2, 3), "paper": (5000,)}
+MINUTES = {"laptop": 3.0, "gpu": 1.0, "paper": 320.0}
+PAPER_LOSS: dict[str, float] = PAPER["table2"] | PAPER["table6"] | PAPER["table7"]
+
+
+def runs(scale: str, keys: Sequence[str]) -> list[Training]:
+    """All seeds of these rows; those of table 7 and of the Shakespeare setting where they belong."""
+    found = []
+    for seed in SEEDS[scale]:
+        for key in keys:
+            row = ROWS[key]
+            if key.startswith("medium") if scale != "paper" else key == "mada_shakespeare":
+                continue
+            settings: dict[str, object] = {"seed": seed}
+            if key == "mada_shakespeare":
+                settings["eps"] = 1e-6  # as all others in the table
+            if row.learning_rate and scale != "paper":
+                settings["learning_rate"] = row.learning_rate
+            found.append(
+                Training(
+                    f"{key}-{seed}",
+                    scale,
+                    (f"config/{row.config}.py", *([] if scale == "paper" else [f"config/{scale}.py"])),
+                    settings,
+                    MINUTES[scale] * (3 if key.startswith("medium") else 1),
+                    processes=8 if scale == "paper" else 1,
+                    coefficients_from=f"{row.fixed_from}-{seed}" if row.fixed_from else None,
+                )
+            )
+    return found
+
+
+def by_row(records: dict[str, Record]) -> dict[str, dict[int, Record]]:
+    """{row: {seed: record}} in the order of ROWS, of those that have one."""
+    found: dict[str, dict[int, Record]] = {}
+    for key in ROWS:
+        seeds = {int(name.rpartition("-")[2]): r for name, r in records.items() if name.rpartition("-")[0] == key}
+        if seeds:
+            found[key] = seeds
+    return found
+
+
+def about(records: dict[str, Record]) -> str:
+    """The scale in a sentence, from what the runs wrote down."""
+    record = next(iter(records.values()))
+    config = record["config"]
+    sequences = config["batch_size"] * config["gradient_accumulation_steps"]
+    return (
+        f"{record['parameters']:,} parameters, {config['dataset']}, blocks of {config['block_size']} tokens, "
+        f"{sequences} sequences a step, {config['max_iters']:,} steps, on {record['device']}."
+    )

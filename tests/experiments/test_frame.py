@@ -1,0 +1,202 @@
+"""From a run's folder to a record, from records to the report, from a command to what is missing."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import experiments
+from experiments import EXPERIMENTS, figure8, frame, language, report
+from experiments.__main__ import main
+from experiments.frame import ROOT, Computation, Training, distil, read, write
+
+RUN = Training("try-1", "laptop", ("config/a.py",), {"seed": 1})
+NAMES = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs and records in a folder of the test."""
+    monkeypatch.setattr(frame, "ROOT", tmp_path)
+    monkeypatch.setattr(frame, "RECORDS", tmp_path / "records")
+    return tmp_path
+
+
+def leave(run: Training, steps: int = 200, until: int | None = None, gain: float = 0.0, **config: object) -> None:
+    """What train.py leaves behind: a loss that falls to 1 - gain, coefficients that fall."""
+    run.out_dir.mkdir(parents=True, exist_ok=True)
+    steps = run.settings.get("max_iters", steps)
+    full = {"max_iters": steps, "dataset": "words", "batch_size": 2, "gradient_accumulation_steps": 1,
+            "block_size": 8, "dropout": 0.0, "out_dir": "x", **run.all_settings(), **config}  # fmt: skip
+    about = {"config": full, "commit": "abc", "parameters": 10, "device": "cpu"}
+    (run.out_dir / "config.json").write_text(json.dumps(about))
+    lines = ["step,tokens,seconds,train_loss,val_loss,lr,grad_norm," + ",".join((*NAMES, "h_beta1"))]
+    for step in range((until or steps) + 1):
+        loss = 1 - gain + (steps - step) / steps
+        lines.append(
+            f"{step},{step * 16},{step / 10},{loss if step else ''},{loss + 1 if step % 50 == 0 else ''},0.1,1,"
+            + ",".join(f"{0.9 - step / 1000}" for _ in NAMES) + ",0.5"
+        )  # fmt: skip
+    (run.out_dir / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_a_record_says_what_the_run_left(elsewhere: Path) -> None:
+    leave(RUN)
+    record = distil(RUN)
+    assert record is not None
+    assert record["final"]["val_loss"] == 2.0
+    assert record["final"]["train_loss"] == pytest.approx(1 + 9.5 / 200)  # the last 20 steps: 19 to 0 steps to go
+    assert record["final"]["rho"] == pytest.approx(0.7)
+    steps = record["curves"]["step"]
+    assert len(steps) == 101
+    assert steps[:3] == [0, 2, 4]
+    assert record["curves"]["train_loss"][1] == pytest.approx(2 - 1.5 / 200)  # the mean over steps 1 and 2
+    assert [loss for loss in record["curves"]["val_loss"] if loss] == pytest.approx([3, 2.75, 2.5, 2.25, 2])
+
+
+def test_an_unfinished_run_has_no_record(elsewhere: Path) -> None:
+    leave(RUN, until=199)
+    assert distil(RUN) is None
+    assert not RUN.finished()
+
+
+def test_a_folder_with_another_run_is_not_taken_for_this_one(elsewhere: Path) -> None:
+    leave(RUN, seed=2)
+    with pytest.raises(RuntimeError, match="seed=2, not 1"):
+        distil(RUN)
+
+
+def test_a_finished_run_is_recorded_and_not_run_again(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(RUN)
+    monkeypatch.setattr(frame, "call", lambda *_: pytest.fail("it ran again"))
+    RUN.execute({})
+    assert read(RUN) is not None
+    changed = Training(RUN.name, RUN.scale, RUN.configs, {"seed": 1, "beta1": 0.5})
+    assert read(changed) is None  # the record of other settings is no record
+
+
+def test_an_interrupted_run_goes_on(elsewhere: Path) -> None:
+    assert "--init_from=resume" not in RUN.command()
+    RUN.out_dir.mkdir(parents=True)
+    (RUN.out_dir / "ckpt_000050.json").write_text("{}")
+    assert RUN.command()[1:] == [
+        "train.py", "config/a.py", "--seed=1", "--out_dir=out/laptop/try-1", "--init_from=resume"
+    ]  # fmt: skip
+
+
+def test_a_real_run_is_resumed_and_recorded(elsewhere: Path, corpus: str) -> None:
+    (elsewhere / "train.py").symlink_to(ROOT / "train.py")
+    settings = {
+        "dataset": corpus, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "max_iters": 8,
+        "gradient_accumulation_steps": 1, "eval_interval": 4, "eval_iters": 4, "log_interval": 1, "warmup_iters": 2,
+        "optimizer": "mada", "device": "cpu", "compile": False,
+    }  # fmt: skip
+    run = Training("tiny-1", "laptop", (), settings)
+    run.execute({})
+    uninterrupted = read(run)
+    run.path.unlink()  # back to where an interruption after step 5 would have left it
+    (run.out_dir / "ckpt_000008.json").unlink()
+    lines = (run.out_dir / "metrics.csv").read_text().splitlines()
+    (run.out_dir / "metrics.csv").write_text("\n".join(lines[:7]) + "\n")
+    run.execute({})
+    assert "resuming after step 4" in (run.out_dir / "log.txt").read_text()
+    record = read(run)
+    assert record is not None and uninterrupted is not None
+    assert record["curves"]["step"] == list(range(9))
+    assert record["final"] == uninterrupted["final"]
+
+
+def test_a_run_that_fails_says_why(elsewhere: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"No such file|can't open file"):
+        RUN.execute({})
+
+
+def test_fixed_coefficients_come_from_the_finished_run(elsewhere: Path) -> None:
+    fixed = Training("fs-1", "laptop", ("config/a.py",), {"seed": 1}, coefficients_from=RUN.name)
+    assert not fixed.ready()
+    leave(RUN)
+    RUN.execute({})
+    assert fixed.ready()
+    assert "--rho=0.7" in fixed.command()
+
+
+def test_records_keep_six_digits(tmp_path: Path) -> None:
+    write(tmp_path / "r.json", {"a": 1 / 3, "b": [2.0, None], "c": {"d": 123456789}})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": 0.333333, "b": [2.0, None], "c": {"d": 123456789}}
+
+
+def test_every_run_has_its_files_and_a_name_of_its_own() -> None:
+    for scale in frame.SCALES:
+        runs = {}
+        for experiment in EXPERIMENTS.values():
+            for run in experiment.runs(scale):
+                assert runs.setdefault(run.name, run.identity) == run.identity, run.name
+                for config in getattr(run, "configs", ()):
+                    assert (ROOT / config).is_file(), config
+
+
+def test_the_papers_numbers_have_rows() -> None:
+    assert set(language.PAPER_LOSS) <= set(language.ROWS)
+
+
+def test_the_area_of_a_plane() -> None:
+    import numpy as np
+
+    plane = np.array([[0.0, 1.0], [0.0, 1.0]])
+    assert figure8.area_near(plane, (0, 1), (0, 1), 0.25) == pytest.approx(0.25, abs=5e-3)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of made-up runs of table 2 and figure 8, all there, and of the committed records of the others."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        real = frame.RECORDS
+        patch.setattr(frame, "ROOT", folder)
+        patch.setattr(frame, "RECORDS", folder / "records")
+        for experiment in EXPERIMENTS.values():
+            for run in experiment.runs("laptop"):
+                if isinstance(run, Training):
+                    leave(run, gain=0.25 if run.name.startswith("mada-") else run.settings.get("beta1", 0) / 10)
+                    run.execute({})
+                elif isinstance(run, Computation) and (real / "laptop" / f"{run.name}.json").is_file():
+                    run.path.write_text((real / "laptop" / f"{run.name}.json").read_text())
+        report.write_report(list(EXPERIMENTS.values()), folder)
+    return folder
+
+
+def test_the_report_shows_the_records(built: Path) -> None:
+    markdown = (built / "report.md").read_text()
+    assert "| MADA | 3 | 1.7500 ± 0.0000 | -0.2500 [-0.2500, -0.2500], p = 0 |" in markdown
+    assert "| 2.8806 | -0.0150 |" in markdown
+    for picture in re.findall(r"\]\((figures/.*?)\)", markdown):
+        assert (built / picture).stat().st_size > 5000
+    page = (built / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(re.findall(r"\]\(figures/", markdown)) >= 4
+    assert 'src="figures' not in page and "://" not in page  # it stands alone
+    assert len(page) < 1_000_000
+
+
+def test_the_same_records_make_the_same_report(built: Path) -> None:
+    block = frame.Figure("f", "a line", lambda figure: figure.subplots().plot([0, 1], [0, 1]))
+    assert report.picture(block) == report.picture(block)
+
+
+def test_the_command_lists_what_is_missing(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(EXPERIMENTS)
+    assert "0/36, 108 min to go" in lines[1]
+
+
+def test_the_papers_scale_prints_commands(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "table2", "--scale=paper", "--only=mada*"]) == 0
+    out = capsys.readouterr().out
+    assert "torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py --seed=5000" in out
+    assert "# mada_fs-5000: when the run that it takes its coefficients from is recorded" in out
+    assert "gpt2_adam.py" not in out
+
+
+def test_the_package_explains_itself() -> None:
+    assert "python -m experiments list" in (experiments.__doc__ or "")

@@ -1,0 +1,130 @@
+"""The compiled step: the same numbers, no value read by the host, nothing compiled again. Each case takes seconds."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from problem import BIAS, error, groups, loss, parameters, set_lr
+from test_properties import TABLE, make
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytestmark = pytest.mark.filterwarnings("error:the optimizer runs uncompiled")
+HOST = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__", "equal"}
+
+
+class HostReads:
+    """Lists what hands a tensor's value to Python, and so would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        self.seen = seen = []
+
+        class Functions(TorchFunctionMode):
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                if getattr(func, "__name__", "") in HOST:
+                    seen.append(func.__name__)
+                return func(*args, **(kwargs or {}))
+
+        class Kernels(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                    seen.append(str(func))
+                return func(*args, **(kwargs or {}))
+
+        self.modes = (Functions(), Kernels())
+
+    def __enter__(self) -> list[str]:
+        for mode in self.modes:
+            mode.__enter__()
+        return self.seen
+
+    def __exit__(self, *error) -> None:
+        for mode in reversed(self.modes):
+            mode.__exit__(*error)
+
+
+@pytest.mark.parametrize("read", [float, bool, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy])
+def test_host_reads_are_seen(read) -> None:
+    tensor = torch.ones(())
+    with HostReads() as reads:
+        torch.add(tensor, 1)
+        assert not reads
+        read(tensor)
+    assert reads
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_no_value_is_read_by_the_host(name: str) -> None:
+    params = parameters(torch.float32)
+    optimizer = make(name, groups(params), max_grad_norm=1.0, hyper_momentum=0.5)
+    for t in range(1, 8):
+        set_lr(optimizer, t)
+        optimizer.zero_grad()
+        loss(params, t).backward()
+        with HostReads() as reads:
+            optimizer.step()
+        assert not reads
+    with HostReads() as reads:
+        assert optimizer.coefficients
+    assert reads
+
+
+CASES = {
+    "mada learning": {"max_grad_norm": 1.0, "hyper_momentum": 0.5},
+    "adam": {},
+    "lion": {"max_grad_norm": 1.0},
+}
+ROUND_OFF = 1e-5  # relative; float32 over 12 steps
+
+
+@pytest.fixture(scope="module", params=CASES)
+def runs(request: pytest.FixtureRequest):
+    """The same 12 steps, compiled and not: learning rates change, gradients come and go, one step is refused."""
+    calls = []
+    compiler = torch._inductor.compile
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return compiler(*args, **kwargs)
+
+    result = SimpleNamespace(name=request.param, optimizers=[], params=[], compilations=[], reads=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch._inductor, "compile", counted)
+        for compiled in (True, False):
+            params = parameters(torch.float32)
+            optimizer = make(result.name, groups(params), compile=compiled, **CASES[result.name])
+            for t in range(1, 13):
+                if t == 9:
+                    optimizer.load_state_dict(optimizer.state_dict())
+                set_lr(optimizer, t)
+                optimizer.zero_grad()
+                loss(params, t).backward()
+                if t == 6 and "max_grad_norm" in CASES[result.name]:
+                    params[BIAS].grad[0] = math.nan
+                if t == 1:
+                    optimizer.step()
+                else:
+                    with HostReads() as reads:
+                        optimizer.step()
+                    result.reads += reads
+                result.compilations.append(len(calls))
+            result.optimizers.append(optimizer)
+            result.params.append([p.detach() for p in params])
+    return result
+
+
+def test_compiled_equals_uncompiled(runs) -> None:
+    assert error(*runs.params) < ROUND_OFF
+    one, other = runs.optimizers
+    assert one.coefficients == pytest.approx(other.coefficients, rel=ROUND_OFF)
+    assert one.hypergradients == pytest.approx(other.hypergradients, rel=1e-3, abs=1e-6)
+
+
+def test_nothing_is_compiled_again(runs) -> None:
+    first, *later = runs.compilations
+    assert first > 0 and set(later) == {first}  # nor for the uncompiled run
+
+
+def test_the_compiled_step_reads_no_value(runs) -> None:
+    assert not runs.reads

@@ -1,0 +1,66 @@
+"""Bring your own: a rule that this repository does not have, learning its coefficients, compiled."""
+
+from typing import NamedTuple
+
+import pytest
+from problem import DECAYS, GROUP, LRS, error, groups, loss, parameters, scale, set_lr
+from reference import Reference
+from torch import Tensor
+
+from optim import Coefficient, RuleOptimizer, sqrt
+
+pytestmark = pytest.mark.filterwarnings("error:the optimizer runs uncompiled")
+
+
+class AdaBelief(RuleOptimizer):
+    """Zhuang et al., 2020: a step is large where the gradient is close to what was expected of it."""
+
+    table = {
+        "beta1": Coefficient(0.9, 0.0, 0.99, "decay of the expected gradient m", hyper_lr=1e-3),
+        "beta2": Coefficient(0.99, 0.5, 0.999, "decay of the surprise s"),
+    }
+    constants = {"eps": 1e-8}
+    learns = ("beta1",)
+
+    class State(NamedTuple):
+        m: Tensor
+        s: Tensor
+
+    @staticmethod
+    def advance(q, state, g, t):
+        m = q.beta1 * state.m + (1 - q.beta1) * g
+        s = q.beta2 * state.s + (1 - q.beta2) * (g - m) ** 2 + q.eps
+        return m / (1 - q.beta1**t) / (sqrt(s / (1 - q.beta2**t)) + q.eps), AdaBelief.State(m, s)
+
+
+def adabelief(q, s, g, t):
+    """The same for tests/reference.py."""
+    m = q["beta1"] * s.get("m", 0) + (1 - q["beta1"]) * g
+    v = q["beta2"] * s.get("s", 0) + (1 - q["beta2"]) * (g - m) ** 2 + q["eps"]
+    return m / (1 - q["beta1"] ** t) / ((v / (1 - q["beta2"] ** t)) ** 0.5 + q["eps"]), {"m": m, "s": v}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_rule_of_one_s_own_learns_its_coefficients(compiled: bool) -> None:
+    rates = {"beta1": 0.05, "beta2": 0.05, "lr": 0.05}
+    params = parameters()
+    optimizer = AdaBelief(groups(params), lr=1.0, hyper_lr=rates, max_grad_norm=1.5, compile=compiled)
+    q = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "lr": 1.0}
+    boxes = {"beta1": (0, 0.99), "beta2": (0.5, 0.999), "lr": (0, 10)}
+    reference = Reference(adabelief, params, q, hyper_lr=rates, max_grad_norm=1.5, boxes=boxes)
+    for t in range(1, 16):
+        set_lr(optimizer, t)
+        optimizer.zero_grad()
+        loss(params, t).backward()
+        optimizer.step()
+        reference.step(lambda xs, t=t: loss(xs, t), [LRS[g] * scale(t) for g in GROUP], [DECAYS[g] for g in GROUP])
+    assert error([p.detach() for p in params], reference.x) < 1e-9
+    assert optimizer.coefficients == pytest.approx({k: reference.q[k] for k in rates}, rel=1e-9)
+    assert all(optimizer.coefficients[k] != start for k, start in {"beta1": 0.9, "beta2": 0.99, "lr": 1.0}.items())
+
+
+def test_it_says_what_it_has() -> None:
+    with pytest.raises(ValueError, match="AdaBelief: no coefficient 'beta3', it has beta1, beta2, eps"):
+        AdaBelief(parameters(), beta3=0.1)
+    assert AdaBelief(parameters()).learned == ("beta1",)
+    assert AdaBelief(parameters(), hyper_lr={"beta2": 0.1}).learned == ("beta2",)

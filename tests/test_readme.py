@@ -1,0 +1,45 @@
+"""What README.md shows works as it stands there."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_optimizer_in_another_project() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 1)
+    loss = model(torch.randn(16, 8)).square().mean()
+    before = model.weight.detach().clone()
+    names = {"model": model, "loss": loss}
+    exec(CODE[0], names)
+    assert not torch.equal(before, model.weight)
+    assert list(names["optimizer"].coefficients) == ["beta1", "beta2", "beta3", "rho", "c", "gamma"]
+
+
+def test_the_rule_of_ones_own_learns_compiled() -> None:
+    names: dict = {}
+    exec(CODE[1], names)
+    torch.manual_seed(0)
+    x, target = torch.nn.Parameter(torch.randn(3000)), torch.randn(3000)
+    optimizer = names["AdaMomentum"]([x], lr=1e-2, compile=True)
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad(set_to_none=False)
+        loss = (x - target).square().sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(sweep.module is not None for sweep in optimizer._sweeps.values()), "it ran uncompiled"
+    assert losses[-1] < 0.8 * losses[0]
+    start = {name: coefficient.start for name, coefficient in optimizer.table.items()}
+    assert all(value != start[name] for name, value in optimizer.coefficients.items())
+
+
+def test_commands_name_files_that_are_there() -> None:
+    root = Path(__file__).resolve().parents[1]
+    for path in re.findall(r"(?:python|train\.py) ([\w/]+\.py)", README) + re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (root / path).exists(), f"README names {path}"
