@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_train import same, without_seconds
 
 import checkpoint
 import train
-from test_train import same, without_seconds
 
 ROOT = Path(train.__file__).parent
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
@@ -30,9 +30,9 @@ def ends_equal(one: Path, other: Path) -> None:
         assert same(ends[0][part], ends[1][part]), part
 
 
-# A fresh process for each attempt, forked from one that has imported torch, so that fifty kills take seconds. Two kinds
-# of SIGKILL: from outside after a random time, and at a random one of the moments that make up a save (each write, sync,
-# rename and deletion, before or after it), which the process sends to itself.
+# A fresh process for each attempt, forked from one that has imported torch, so that fifty kills take little time. Two
+# kinds of SIGKILL: from outside after a random time, and at a random one of the moments that make up a save (each
+# write, sync, rename and deletion, before or after it), which the process sends to itself.
 KILLER = """
 import json, os, pathlib, random, signal, sys, time
 import torch, train
@@ -249,13 +249,13 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_step(
         assert [row["step"] for row in without_seconds(tmp_path / "run")] == list(map(str, range(step + 4)))
 
 
-def test_a_signal_during_a_validation_leaves_it_to_the_resumed_run(small: list[str], tmp_path: Path, monkeypatch) -> None:
+def test_a_validation_cut_short_is_left_to_the_resumed_run(small: list[str], tmp_path: Path, monkeypatch) -> None:
     assert train.main(small) == 0
     move, calls = train.World.move, []
 
     def interrupted(self: train.World, x: torch.Tensor) -> torch.Tensor:
         calls.append(None)
-        if len(calls) == 6 + 6 * 4 + 2:  # 3 batches of step 0, 2 micro-batches in each of 6 steps, then in step 6's first
+        if len(calls) == 6 + 6 * 4 + 2:  # x and y: 3 batches at step 0, 2 in each of 6 steps, 1 of the next validation
             os.kill(os.getpid(), signal.SIGTERM)
         return move(self, x)
 
