@@ -91,6 +91,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
     assert done.returncode == 0, done.stderr
     log = re.search(r"KILLS (.*)", done.stdout)[1]  # type: ignore[index]
     assert log.count("save") + log.count("anywhere") == kills and log.count("save") > kills / 2
+    assert "passing over" not in done.stderr  # no kill ever left a checkpoint that looks complete and is not
     ends_equal(tmp_path / "run", killed)
     names = [path.name for path in killed.iterdir()]
     left = [name for name in names if name.startswith((".ckpt", "ckpt"))]
