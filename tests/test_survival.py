@@ -54,15 +54,18 @@ def deadly(owner, name, moments):
 log = []
 while True:
     in_save = rng.random() < 0.75
-    moment, delay = rng.randint(1, 60), rng.uniform(0.0, 0.6)
+    delay, in_write = rng.uniform(0.0, 0.6), rng.random() < 0.4
+    moment = rng.randint(1, 750) if in_write else rng.randint(1, 60)  # within the first three saves or so
     pid = os.fork()
     if pid == 0:
         if len(log) < kills and in_save:
             moments = [moment]
-            deadly(train.checkpoint._Hashed, "write", moments)
-            deadly(os, "fsync", moments)
-            deadly(os, "replace", moments)
-            deadly(pathlib.Path, "unlink", moments)
+            if in_write:
+                deadly(train.checkpoint._Hashed, "write", moments)
+            else:
+                deadly(os, "fsync", moments)
+                deadly(os, "replace", moments)
+                deadly(pathlib.Path, "unlink", moments)
         os._exit(train.main(argv))
     if len(log) < kills and not in_save:
         time.sleep(delay)
