@@ -294,6 +294,18 @@ def test_wandb_offline_gets_the_run_for_real(small: list[str], tmp_path: Path) -
     assert all(name.encode() in data for name in ("train_loss", "h_beta1", "gradient_accumulation_steps"))
 
 
+def test_a_run_needs_neither_wandb_nor_datasets(small: list[str]) -> None:
+    code = """if True:
+        import sys
+        sys.modules["wandb"] = sys.modules["datasets"] = None  # an import of these fails
+        import train
+        sys.exit(train.main(sys.argv[1:]))
+    """
+    command = [sys.executable, "-c", code, *small, "--max_iters=2"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+
+
 def test_help_explains_every_field(capsys) -> None:
     assert train.main(["--help"]) == 0
     text = capsys.readouterr().out
