@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     run.add_argument("name", choices=["all", *EXPERIMENTS])
     run.add_argument("--scale", choices=SCALES, default="laptop")
     run.add_argument("--only", metavar="PATTERN", default="*", help="runs whose name fits, such as 'mada-*'")
-    run.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one a core; on a GPU one)")
+    run.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one a core; on a GPU 4)")
     report = commands.add_parser("report", help="write report.md and report.html")
     report.add_argument("--folder", type=Path, default=HERE)
     compute = commands.add_parser("compute")  # one Computation in this process; `run` calls it
@@ -94,7 +94,7 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
                 print(f"\n# {run.name}: about {cost([run])} of the machine\n{shlex.join(run.command())}")
         return 0
     cores = os.cpu_count() or 1
-    jobs = jobs or (cores if scale == "laptop" else 1)
+    jobs = jobs or (cores if scale == "laptop" else 4)
     environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
     failed = 0
     while True:  # a MADA-FS waits for its MADA
