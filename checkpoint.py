@@ -1,19 +1,21 @@
 """Checkpoints that are complete or not there at all.
 
-A checkpoint is `ckpt_000500.pt` and, written after it, `ckpt_000500.json` with its step, validation loss, size and
-sha256. Both reach the disk under a temporary name and are renamed into place, so a run killed at any moment leaves
-complete checkpoints only. The .pt holds tensors and plain data and is only ever read with `weights_only=True`, which
-cannot run code.
+A checkpoint is `ckpt_000500.pt` and `ckpt_000500.json`, with its step, validation loss, size and sha256. Both reach the
+disk under a temporary name and are renamed into place, the .pt last: with that one rename the checkpoint is there, and
+a run killed at any moment leaves complete checkpoints only. The .pt holds tensors and plain data and is only ever read
+with `weights_only=True`, which cannot run code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -41,35 +43,46 @@ class Checkpoint:
 def save(out_dir: str | Path, step: int, val_loss: float | None, content: dict[str, Any], keep: int) -> Checkpoint:
     """Write a checkpoint, then delete older ones beyond the newest `keep` and the one with the lowest val_loss."""
     path = Path(out_dir) / f"ckpt_{step:06d}.pt"
-    path.with_suffix(".json").unlink(missing_ok=True)  # an older run's, which would not fit the new .pt
-    written: list[_Hashed] = []
-
-    def write(file: IO[bytes]) -> None:
-        written.append(_Hashed(file))
-        torch.save({"format": FORMAT, "step": step, **content}, written[0])  # type: ignore[arg-type]
-
-    _write_atomically(path, write)
-    facts = {"step": step, "val_loss": val_loss, "size": written[0].size, "sha256": written[0].digest.hexdigest()}
-    _write_atomically(path.with_suffix(".json"), lambda file: file.write((json.dumps(facts) + "\n").encode()))
-    _prune(Path(out_dir), keep)
+    described = path.with_suffix(".json")
+    with _temporary(path) as temporary:
+        with temporary.open("wb") as file:
+            hashed = _Hashed(file)
+            try:
+                torch.save({"format": FORMAT, "step": step, **content}, hashed)  # type: ignore[arg-type]
+            except Exception as error:
+                raise hashed.error or error from None  # torch reports a full disk as an error of its own
+            _sync(file)
+        facts = {"step": step, "val_loss": val_loss, "size": hashed.size, "sha256": hashed.digest.hexdigest()}
+        with _temporary(described) as small:
+            with small.open("wb") as file:
+                file.write((json.dumps(facts) + "\n").encode())
+                _sync(file)
+            os.replace(small, described)
+        os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)  # the new names themselves are only on disk when their folder is
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    with contextlib.suppress(OSError, CheckpointError):  # an old file that stays must not end a run
+        _prune(Path(out_dir), keep)
     return _described(path)
 
 
 def find(out_dir: str | Path) -> list[Checkpoint]:
-    """The checkpoints of a run, oldest step first; a .pt without its json was never finished and is not one."""
-    names = (path for path in Path(out_dir).glob("ckpt_*.json") if re.fullmatch(r"ckpt_\d+", path.stem))
+    """The checkpoints of a run, oldest step first; one of the two files alone was never finished."""
     checkpoints = []
-    for path in names:
+    for path in _paths(out_dir):
         with contextlib.suppress(CheckpointError):
-            checkpoints.append(_described(path.with_suffix(".pt")))
+            checkpoints.append(_described(path))
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def newest(out_dir: str | Path) -> Checkpoint:
-    """The checkpoint to resume from."""
+    """The checkpoint of the latest step, without a look inside."""
     found = find(out_dir)
     if not found:
-        raise CheckpointError(f"no complete checkpoint in {out_dir}: check out_dir (a new run starts from scratch)")
+        raise _nothing(out_dir)
     return found[-1]
 
 
@@ -77,6 +90,28 @@ def best(out_dir: str | Path) -> Checkpoint:
     """The checkpoint with the lowest validation loss; the newest where none was measured."""
     measured = [checkpoint for checkpoint in find(out_dir) if checkpoint.val_loss is not None]
     return min(measured, key=lambda checkpoint: checkpoint.val_loss or 0.0) if measured else newest(out_dir)
+
+
+def choose(init_from: str, out_dir: str | Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """What a run starts from (None: from scratch), and a line on each damaged checkpoint that was passed over.
+
+    Args:
+        init_from: "scratch"; "resume", the newest checkpoint that is whole; "auto", the same but scratch where there is
+            none; or the path of a checkpoint, and then no other will do.
+    """
+    if init_from == "scratch":
+        return None, []
+    if init_from not in ("resume", "auto"):
+        return load(_described(Path(init_from))), []
+    damaged: list[str] = []
+    for path in reversed(_paths(out_dir)):
+        try:
+            return load(_described(path)), damaged
+        except CheckpointError as error:
+            damaged.append(str(error))
+    if init_from == "resume":
+        raise CheckpointError("; ".join(damaged)) if damaged else _nothing(out_dir)
+    return None, damaged
 
 
 def load(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -87,7 +122,7 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != checkpoint.sha256:
                 raise CheckpointError(f"{path} is damaged (sha256 {digest[:12]}..., not {checkpoint.sha256[:12]}... of "
-                                      "its json): delete both to go on from an older one")
+                                      "its json)")
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -99,6 +134,63 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this project (its format is not {FORMAT!r})")
     return content
+
+
+def restore(saved: dict[str, Any], config: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Put a checkpoint's weights and optimizer state in place; return the settings that differ from those it had.
+
+    Another learning rate or length is the user's choice; another model or optimizer is refused.
+    """
+    here = dataclasses.asdict(model.config) | {"optimizer": config["optimizer"]}
+    there = saved["model_config"] | {"optimizer": saved["config"]["optimizer"]}
+    wrong = [f"{name}={here[name]} (there {there.get(name)})" for name in here
+             if name != "dropout" and here[name] != there.get(name)]
+    if wrong:
+        raise CheckpointError(f"the checkpoint in {config['out_dir']} does not fit: {', '.join(wrong)}")
+    decay = [group["weight_decay"] for group in optimizer.param_groups]
+    model.load_state_dict(saved["model"])
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+    except ValueError as error:  # other coefficients are learned, for instance
+        raise CheckpointError(f"the checkpoint in {config['out_dir']} does not fit: {error}") from None
+    for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
+        group["weight_decay"] = weight_decay  # this run's, not the checkpoint's
+    was = saved["config"]
+    return [f"{name}={value!r} (was {was.get(name)!r})" for name, value in config.items()
+            if name != "init_from" and value != was.get(name)]
+
+
+def space_problem(out_dir: str | Path, content: Any, keep: int) -> str | None:
+    """Whether the disk will not hold what a run keeps: the newest `keep`, the best, and one that is being written."""
+    size = _bytes(content, set())
+    there = sum(found.size for found in find(out_dir))
+    needed, free = (keep + 2) * size - there, shutil.disk_usage(out_dir).free
+    if needed <= free:
+        return None
+    return (f"out_dir={str(out_dir)!r} has {free / 1e6:,.1f} MB free, the checkpoints need {needed / 1e6:,.1f} MB "
+            f"({keep + 2} of {size / 1e6:,.1f} MB): choose another, or lower keep_checkpoints={keep}")
+
+
+def _bytes(content: Any, seen: set[int]) -> int:
+    """Of all tensors in nested dicts and lists; a buffer that several of them share counts once, as in the file."""
+    if isinstance(content, torch.Tensor):
+        storage = content.untyped_storage()
+        new = storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        return storage.nbytes() if new else 0
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(_bytes(part, seen) for part in parts)
+
+
+def _paths(out_dir: str | Path) -> list[Path]:
+    """The .pt that have a json, oldest step first."""
+    names = (path.with_suffix(".pt") for path in Path(out_dir).glob("ckpt_*.json"))
+    paths = [path for path in names if re.fullmatch(r"ckpt_\d+", path.stem) and path.exists()]
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("ckpt_")))
+
+
+def _nothing(out_dir: str | Path) -> CheckpointError:
+    return CheckpointError(f"no complete checkpoint in {out_dir}: check out_dir (a new run starts from scratch)")
 
 
 def _described(path: Path) -> Checkpoint:
@@ -120,9 +212,11 @@ def _prune(out_dir: Path, keep: int) -> None:
     kept = {checkpoint.path for checkpoint in [*found[-keep:], best(out_dir)]}
     for checkpoint in found:
         if checkpoint.path not in kept:
-            with contextlib.suppress(OSError):  # a file that stays must not end a run
-                checkpoint.path.with_suffix(".json").unlink()  # first, so that the rest is no checkpoint any more
+            with contextlib.suppress(OSError):  # go on with the others
                 checkpoint.path.unlink()
+    for described in out_dir.glob("ckpt_*.json"):  # last: a run killed before this line does it the next time
+        if re.fullmatch(r"ckpt_\d+", described.stem) and not described.with_suffix(".pt").exists():
+            described.unlink(missing_ok=True)
 
 
 class _Hashed:
@@ -130,29 +224,32 @@ class _Hashed:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
         self.size += memoryview(data).nbytes
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
 
 
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """The file appears under its name when all of it is on the disk; a failed attempt leaves nothing behind."""
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name to write under before the file is renamed to `path`; a failed attempt leaves nothing behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name itself is only on disk when its folder is
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with contextlib.suppress(OSError):  # a disk that became read-only keeps it
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

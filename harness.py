@@ -25,6 +25,7 @@ from data import DataError
 from perplexity import Stream, Windows
 
 try:
+    import lm_eval.models  # noqa: F401 (registers theirs)
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
 except ImportError as missing:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -58,9 +59,12 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 
-def claim(folder: str, keep_run: bool) -> None:
-    """Make a run's folder and see that it can be written; a finished run in it goes to FOLDER/previous-N if not kept.
+def claim(folder: str, keep: int | None) -> None:
+    """Make a run's folder and see that it can be written; what the run does not go on from goes to FOLDER/previous-N.
 
+    Args:
+        keep: None for a new run, which moves an old one away; a step for one that goes on after it, which moves only
+            checkpoints beyond it (damaged, or of a future that is given up), so that none is taken for its newest.
     Raises:
         ConfigError: the folder cannot be made or written.
     """
@@ -70,13 +74,17 @@ def claim(folder: str, keep_run: bool) -> None:
         probe = out_dir / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
-        old = [path for path in out_dir.iterdir() if path.name.endswith(RUN_FILES)]
-        if old and not keep_run:
+        if keep is None:
+            old = [path for path in out_dir.iterdir() if path.name.endswith(RUN_FILES)]
+        else:
+            stems = {path.stem for path in out_dir.glob("ckpt_*.pt") if int(re.sub(r"\D", "", path.stem) or 0) > keep}
+            old = [path for path in out_dir.glob("ckpt_*") if path.name.partition(".")[0] in stems]
+        if old:
             previous = out_dir / f"previous-{1 + len(list(out_dir.glob('previous-*')))}"
             previous.mkdir()
             for path in old:
                 path.rename(previous / path.name)
-            print(f"{out_dir} held a run already: it is in {previous} now")
+            print(f"{out_dir} held {'a run already' if keep is None else 'later checkpoints'}: now in {previous}")
     except OSError as error:
         raise ConfigError(f"out_dir={folder!r} cannot be written ({error.strerror}): choose another") from None
 
@@ -107,14 +115,30 @@ class MetricsFile:
         writer.writeheader()
         writer.writerows(rows)
         _replace(path, text.getvalue())
-        self._file = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, columns, restval="", lineterminator="\n")
+        self._file = path.open("ab", buffering=0)
+        self._columns = columns
+        self._late = b""  # what a full disk did not take yet
+        self._warned = False
 
     def write(self, row: Row) -> None:
-        self._writer.writerow({name: "" if value is None else value for name, value in row.items()})
-        self._file.flush()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
+        writer.writerow({name: "" if value is None else value for name, value in row.items()})
+        self._late += text.getvalue().encode()
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._late:
+                self._late = self._late[self._file.write(self._late) :]
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                print(f"metrics.csv: {error.strerror}; the run goes on, its rows wait in memory", file=sys.stderr)
+            self._warned = True
 
     def close(self) -> None:
+        self._flush()
         self._file.close()
 
 

@@ -2,7 +2,7 @@
 
     python train.py config/quickstart.py
     python train.py config/quickstart.py --optimizer=adam --out_dir=out/adam
-    python train.py config/quickstart.py --init_from=resume --max_iters=4000
+    python train.py config/quickstart.py --init_from=auto
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py
     python train.py --help
 
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import parallel
+import signals
 from checkpoint import CheckpointError
 from configurator import ConfigError, HelpRequested, parse
 from data import DataError, Tokens, open_dataset, train_batch, val_starts
@@ -48,7 +50,7 @@ class Config:
     # the run
     out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
     init_from: Annotated[
-        Literal["scratch", "resume"], "scratch: new weights; resume: the newest complete checkpoint in out_dir"
+        str, "scratch; resume: the newest whole checkpoint in out_dir; auto: that or scratch; or a checkpoint's path"
     ] = "scratch"
     seed: Annotated[int, "fixes weights, batches and dropout (0 or more)"] = 1337
     max_iters: Annotated[int, "length of the run (steps)"] = 100_000
@@ -121,6 +123,8 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
     for name in ("seed", "eval_iters", "checkpoint_interval", "warmup_iters", "grad_clip", "min_lr"):
         if values[name] < 0:
             yield name, f"{name}={values[name]} must be 0 or more"
+    if cfg.init_from not in ("scratch", "resume", "auto") and not cfg.init_from.endswith(".pt"):
+        yield "init_from", f"init_from={cfg.init_from!r} must be scratch, resume, auto or the path of a ckpt_*.pt"
     if cfg.n_head > 0 and cfg.n_embd % cfg.n_head:
         yield "n_embd n_head", f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}"
     if not 0 <= cfg.dropout < 1:
@@ -193,43 +197,27 @@ def accumulate(net: Any, tokens: Tokens, step: int, cfg: Config, world: World) -
 
 @torch.no_grad()
 def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
-    """Mean loss (nats per token) over the fixed validation windows, which the processes share out among them."""
+    """Mean loss (nats per token) over the fixed validation windows, which the processes share out among them.
+
+    Raises Stopped, on every process, if one of them was asked to leave meanwhile.
+    """
     starts = val_starts(tokens, cfg.block_size, cfg.eval_iters or None)  # (windows)
     B, T = cfg.batch_size, cfg.block_size
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     net.eval()
     for first in range(world.rank * B, len(starts) + world.rank * B, world.size * B):  # as many passes for everyone
+        if signals.asked():
+            break
         window = torch.from_numpy(tokens.windows(starts[first : first + B], T + 1))  # (n, T + 1), n is B but at the end
         x, y = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), IGNORE)  # always (B, T): nothing recompiles
         x[: len(window)], y[: len(window)] = window[:, :-1], window[:, 1:]
         with world.autocast():
             total += net(world.move(x), world.move(y), reduction="sum")[1]
     net.train()
-    return world.sum(total) / (len(starts) * T)
-
-
-def restore(saved: dict[str, Any], cfg: Config, model: GPT, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Put a checkpoint's weights and optimizer state in place; return the settings that differ from those it had.
-
-    Another learning rate or length is the user's choice; another model or optimizer is refused.
-    """
-    here = dataclasses.asdict(model.config) | {"optimizer": cfg.optimizer}
-    there = saved["model_config"] | {"optimizer": saved["config"]["optimizer"]}
-    wrong = [f"{name}={here[name]} (there {there.get(name)})" for name in here
-             if name != "dropout" and here[name] != there.get(name)]
-    if wrong:
-        raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not fit: {', '.join(wrong)}")
-    decay = [group["weight_decay"] for group in optimizer.param_groups]
-    model.load_state_dict(saved["model"])
-    try:
-        optimizer.load_state_dict(saved["optimizer"])
-    except ValueError as error:  # other coefficients are learned, for instance
-        raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not fit: {error}") from None
-    for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
-        group["weight_decay"] = weight_decay  # this run's, not the checkpoint's
-    was = saved["config"]
-    return [f"{name}={value!r} (was {was.get(name)!r})" for name, value in dataclasses.asdict(cfg).items()
-            if name != "init_from" and value != was.get(name)]
+    loss, leaving = world.sum(total, signals.asked())
+    if leaving:
+        raise signals.Stopped("during a validation")
+    return loss / (len(starts) * T)
 
 
 class Diverged(Exception):
@@ -242,12 +230,17 @@ def train(cfg: Config, world: World) -> None:
     train_tokens, val_tokens = dataset.train, dataset.val
     for tokens in (train_tokens, val_tokens):
         val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
-    saved = checkpoint.load(checkpoint.newest(cfg.out_dir)) if cfg.init_from == "resume" else None
+    saved, damaged = checkpoint.choose(cfg.init_from, cfg.out_dir)
     start, seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
     if start > cfg.max_iters:
         raise ConfigError(f"the checkpoint in {cfg.out_dir} is at step {start}, beyond max_iters={cfg.max_iters}")
+    if not world.same(start):  # after which all have read: claim moves files
+        raise CheckpointError(f"the processes do not see the same checkpoints: out_dir={cfg.out_dir!r} must be shared")
+    elsewhere = cfg.init_from.endswith(".pt") and Path(cfg.init_from).parent.resolve() != Path(cfg.out_dir).resolve()
     if world.rank == 0:
-        claim(cfg.out_dir, keep_run=saved is not None)
+        for line in damaged:
+            print(f"train.py: passing over a checkpoint: {line}", file=sys.stderr)
+        claim(cfg.out_dir, keep=None if saved is None or elsewhere else start)
 
     torch.manual_seed(cfg.seed)
     shape = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
@@ -255,13 +248,16 @@ def train(cfg: Config, world: World) -> None:
     problem = parallel.compiler_problem(world.device) if cfg.compile is not False else "not asked for"
     arguments = optimizer_arguments(cfg, False if problem else cfg.compile)
     optimizer: Any = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), **arguments)
-    changes = restore(saved, cfg, model, optimizer) if saved else []
+    changes = checkpoint.restore(saved, dataclasses.asdict(cfg), model, optimizer) if saved else []
     compiled = problem is None and (cfg.compile or world.device.type == "cuda")
     net: Any = torch.compile(model) if compiled else model
     averaging = DistributedDataParallel(net) if world.size > 1 else net
 
     recorder = None
     if world.rank == 0:
+        full = checkpoint.space_problem(cfg.out_dir, [model.state_dict(), optimizer.state_dict()], cfg.keep_checkpoints)
+        if full and not saved:  # a run that has begun tries: where a save fails it goes on
+            raise ConfigError(full)
         recorder = Recorder(dataclasses.asdict(cfg), optimizer, start if saved else None,
                             processes=world.size, device=str(world.device), dtype=str(world.dtype),
                             parameters=model.num_parameters())
@@ -270,12 +266,16 @@ def train(cfg: Config, world: World) -> None:
             recorder.say(f"torch.compile does not work here, the run goes on without it: {problem}")
         if saved:
             recorder.say(", ".join([f"resuming after step {start}", *changes]))
+            if full:
+                recorder.say(full)
 
     tokens_per_step = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     peak = peak_flops(world.device)
-    measured = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
-    val_loss, best_val = measured[-1] if measured else math.nan, min(measured, default=math.inf)
-    loss = torch.zeros((), device=world.device)
+    earlier = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
+    val_loss, best_val = earlier[-1] if earlier else math.nan, min(earlier, default=math.inf)
+    pending = saved.get("pending_loss") if saved else None  # the run left before it measured what was due at `start`
+    loss = torch.tensor(0.0 if pending is None or world.rank else pending, device=world.device)
+    leaving = False
     begun = mark = time.perf_counter()  # of the run, and of the steps since the last row
     marked = start
 
@@ -289,18 +289,25 @@ def train(cfg: Config, world: World) -> None:
             optimizer.zero_grad(set_to_none=False)  # the gradients stay views of the optimizer's flat buffer
             if recorder:
                 recorder.step()
-        elif saved:
+            signals.wait_for_boundaries()
+        elif saved and pending is None:
             continue  # this step was measured before it was saved
 
         # Nothing above waits for the device. What follows does, at some of the steps.
         last = step == cfg.max_iters
         validate = last or step % cfg.eval_interval == 0
-        if validate or step % cfg.log_interval == 0:
-            train_loss = world.sum(loss)
+        report = validate or step % cfg.log_interval == 0
+        measured: float | None = None
+        if report or (world.size == 1 and signals.asked()):  # several processes agree to leave where they meet anyway
+            train_loss, leaving = world.sum(loss, signals.asked())
             refused = int(optimizer.refused)
             speed = tokens_per_step * (step - marked) / (time.perf_counter() - mark)  # tokens per second
-            if validate:
-                val_loss = evaluate(net, val_tokens, cfg, world)
+        if validate and not leaving:
+            try:
+                val_loss = measured = evaluate(net, val_tokens, cfg, world)
+            except signals.Stopped:
+                leaving = True
+        if report and not leaving:
             if recorder:
                 recorder.write(
                     {
@@ -308,7 +315,7 @@ def train(cfg: Config, world: World) -> None:
                         "tokens": step * tokens_per_step,
                         "seconds": round(seconds + time.perf_counter() - begun, 3),
                         "train_loss": train_loss if step else None,
-                        "val_loss": val_loss if validate else None,
+                        "val_loss": measured,
                         "lr": lr if step else None,
                     },
                     {"tok/s": f"{speed:,.0f}" if step else None,
@@ -318,19 +325,28 @@ def train(cfg: Config, world: World) -> None:
                 raise Diverged(f"step {step}: no finite gradient for {refused} steps; weights and coefficients are as "
                                f"before them, the checkpoints are in {cfg.out_dir}: lower the learning rate")
 
-        is_best = validate and val_loss < best_val
+        is_best = measured is not None and measured < best_val
         due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
-        if recorder and step and (last or due or is_best or (validate and cfg.always_save_checkpoint)):
+        if recorder and step and (leaving or last or due or is_best or (validate and cfg.always_save_checkpoint)):
             content = {
                 "config": dataclasses.asdict(cfg),
                 "model_config": dataclasses.asdict(model.config),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "seconds": seconds + time.perf_counter() - begun,
+                "pending_loss": train_loss if leaving and report else None,
             }
-            checkpoint.save(cfg.out_dir, step, val_loss if validate else None, content, cfg.keep_checkpoints)
+            try:
+                checkpoint.save(cfg.out_dir, step, measured, content, cfg.keep_checkpoints)
+            except OSError as error:
+                recorder.say(f"step {step} is not saved ({error.strerror}); the checkpoints before it are as they were")
         best_val = val_loss if is_best else best_val
-        if validate or step % cfg.log_interval == 0:
+        if leaving:
+            world.sum(loss)  # nobody goes before the first process has saved: torchrun ends the others with the first
+            if recorder:
+                recorder.close()
+            raise signals.Stopped(f"after step {step}")
+        if report:
             mark, marked = time.perf_counter(), step  # validating and saving are no training speed
 
     if recorder:
@@ -341,20 +357,20 @@ def train(cfg: Config, world: World) -> None:
             from plot import draw  # matplotlib is a second of start-up that only the end needs
 
             print(f"the run is in {cfg.out_dir}, its picture in {draw(cfg.out_dir)}")
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             print(f"the run is in {cfg.out_dir}, no picture: {error}")
 
 
 def main(argv: list[str]) -> int:
-    """The command line. Exit code 0: done; 2: a mistake to put right; 3: diverged; 130: interrupted."""
+    """The command line. Exit code 0: done; 2: a mistake to put right; 3: diverged; 130: stopped by a signal."""
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         cfg = parse(Config, argv, check, "train.py")
-        world = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout)
-        try:
-            train(cfg, world)
-        finally:
-            parallel.leave()
+        with signals.listening():
+            try:
+                train(cfg, parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout))
+            finally:
+                parallel.leave()
     except HelpRequested as text:
         print(text)
     except (ConfigError, DataError, CheckpointError) as error:  # any other ValueError is a bug with its traceback
@@ -365,9 +381,9 @@ def main(argv: list[str]) -> int:
         if is_first:
             print(f"train.py: {error}", file=sys.stderr)
         return 3
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if is_first:
-            print("train.py: interrupted; --init_from=resume goes on from the newest checkpoint", file=sys.stderr)
+            print(f"train.py: stopped {stopped}; --init_from=auto goes on from the newest checkpoint", file=sys.stderr)
         return 130
     return 0
 

@@ -7,8 +7,11 @@ is the same few kernels whatever the number of parameters and groups, and no val
 At step t the engine holds the state of step t-2, the pending gradient g_{t-1} and the new g_t.
 
     probe   reads only: d direction(q, state_{t-2}, g_{t-1}) / d q against g_t (the hypergradient h_t), and |g_t|^2
-    learn   a handful of scalars on the device: q_t from q_{t-1} and h_t, the factor that clips g_t
+    judge   scalars, on the device: is |g_t| finite, the factor that clips g_t
+    learn   scalars: q_t from q_{t-1} and h_t
     update  advances with g_{t-1} to state_{t-1}, which it stores, and again with g_t to x_t
+
+With weights first, learn comes after update.
 
 No graph outlives a step, autograd never goes through the model a second time, and nothing waits for the device.
 """
@@ -34,8 +37,7 @@ class Scalars(NamedTuple):
 
     fixed: Tensor  # coefficients and constants that are not learned; never changes
     q: Tensor  # learned coefficients after the last step
-    q_now: Tensor  # those that make x in this step
-    q_made: Tensor  # those that made x before it
+    q_made: Tensor  # those that made x
     momentum: Tensor
     h: Tensor  # hypergradients
     norm: Tensor  # of the gradient, before clipping
@@ -164,7 +166,7 @@ class RuleOptimizer(Optimizer):
         nan = torch.full_like(one, float("nan"))
         self._scalars = Scalars(
             fixed=vector(start[k] for k in self._fixed_names),
-            q=q, q_now=q, q_made=q, momentum=torch.zeros_like(q), h=nan.expand_as(q).clone(),
+            q=q, q_made=q, momentum=torch.zeros_like(q), h=nan.expand_as(q).clone(),
             norm=nan, clip=one, clip_made=one, accept=one.bool(), refused=torch.zeros_like(one, dtype=torch.int64),
         )  # fmt: skip
         self._watch = bool(self.learned) or max_grad_norm is not None
@@ -233,20 +235,31 @@ class RuleOptimizer(Optimizer):
             bucket.follow_groups()
 
         if self._watch:
-            sums = [self._sweep(self._probe, b, self._scalars, *b.read(), b.lr_made) for b in buckets]
-            total = torch.stack([s.to(self._device) for s in sums]).sum(0)
-            moves = torch.full_like(self._scalars.accept, self.steps > max(1, self.hyper_start))
-            self._scalars = self._sweep(self._settle, None, self._scalars, self._hyper, total, moves)
+            sums = self._total([self._sweep(self._probe, b, self._scalars, *b.read(), b.lr_made) for b in buckets])
+            self._scalars = self._sweep(self._judge, None, self._scalars, sums[-1])
+            if self.order == "coefficients_first":
+                self._learn_from(sums[:-1])
         for b in buckets:
             columns = self._sweep(self._update, b, self._scalars, *b.read(), b.x, b.lr, b.decay, b.lr_made)
             torch._foreach_copy_([b.t, b.waiting, b.lr_made], columns)
         if self._watch:
             now = self._scalars
             self._scalars = now._replace(
-                q_made=torch.where(now.accept, now.q_now, now.q_made),
+                q_made=torch.where(now.accept, now.q, now.q_made),
                 clip_made=torch.where(now.accept, now.clip, now.clip_made),
             )
+            if self.order == "weights_first":
+                self._learn_from(sums[:-1])
         return loss
+
+    def _total(self, sums: list[Tensor]) -> Tensor:
+        """The buckets' sums, added up."""
+        return sums[0] if len(sums) == 1 else torch.stack([s.to(self._device) for s in sums]).sum(0)
+
+    def _learn_from(self, h: Tensor) -> None:
+        if self.learned:
+            moves = torch.full_like(self._scalars.accept, self.steps > max(1, self.hyper_start))
+            self._scalars = self._sweep(self._learn, None, self._scalars, self._hyper, h, moves)
 
     def _sweep(self, function: Callable[..., Any], bucket: Bucket | None, scalars: Scalars, *args: Any) -> Any:
         key = (function.__name__, bucket)
@@ -279,29 +292,30 @@ class RuleOptimizer(Optimizer):
             columns = [torch.where(made, -lr_made * h, 0) for h in vjp(g)] + columns
         return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
 
-    def _settle(self, now: Scalars, hyper: Hyper, sums: Tensor, moves: Tensor) -> Scalars:
-        """Learn: q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
-        h, norm = sums[:-1], sums[-1].sqrt()
+    def _judge(self, now: Scalars, square: Tensor) -> Scalars:
+        """From |g|^2: whether the step counts, and the factor that clips it."""
+        norm = square.sqrt()
         accept = torch.isfinite(norm)
         clip = torch.ones_like(norm)
         if self._max_grad_norm is not None:
             clip = torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        moves = moves & accept & torch.isfinite(h)
+        refused = torch.where(accept, 0, now.refused + 1)
+        return now._replace(norm=norm, clip=clip, accept=accept, refused=refused)
+
+    def _learn(self, now: Scalars, hyper: Hyper, h: Tensor, moves: Tensor) -> Scalars:
+        """q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
+        moves = moves & now.accept & torch.isfinite(h)
         momentum = hyper.decay * now.momentum + h.clamp(-self._hyper_clip, self._hyper_clip)
         momentum = torch.where(moves, momentum, now.momentum)
         q = torch.where(moves, torch.clamp(now.q - hyper.rate * momentum, hyper.low, hyper.high), now.q)
-        q_now = q if self.order == "coefficients_first" else now.q
-        refused = torch.where(accept, 0, now.refused + 1)
-        return now._replace(
-            q=q, q_now=q_now, momentum=momentum, h=h, norm=norm, clip=clip, accept=accept, refused=refused
-        )
+        return now._replace(q=q, momentum=momentum, h=h)
 
     def _update(self, now: Scalars, s: Any, g: Tensor, pending: Tensor | None, t: Tensor, active: Tensor,
                 waiting: Tensor, x: Tensor, lr: Tensor, decay: Tensor, lr_made: Tensor) -> list[Tensor]:  # fmt: skip
         """Write x, the states and the pending gradient; return the new columns t, waiting, lr_made."""
         act, stored, s = active & now.accept, s, self._cast(s, t.dtype)
         clipped = g.to(t.dtype) * now.clip.to(t.dtype)
-        q = now.q_now.to(t.dtype).unbind()
+        q = now.q.to(t.dtype).unbind()
         if pending is None:
             direction, new = self._advance(now.fixed, q, s, clipped, t + 1)
             new = self._keep(act, new, s)

@@ -100,7 +100,7 @@ def test_strided_perplexity_is_that_of_transformers(tmp_path: Path) -> None:
     stream = perplexity.joined_stream(rows, GPT2Tokenizer())
     windows = perplexity.strided_windows(stream.tokens, 64, 32)
     ours = perplexity.score(gpt, stream, windows, 8, ALONE).nll.sum()
-    assert windows.scored.sum() == count == ids.size(1) - 1 > 2000
+    assert windows.scored.sum() == count == ids.size(1) - 1 > 1500
     assert math.exp(ours / count) == pytest.approx(math.exp(nll / count), rel=1e-5)
 
 

@@ -64,13 +64,13 @@ def test_config_json_has_config_commit_and_versions(tmp_path: Path) -> None:
 
 def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
     out_dir = tmp_path / "deep" / "run"
-    claim(str(out_dir), keep_run=False)
+    claim(str(out_dir), keep=None)
     for number in (1, 2):
         (out_dir / "metrics.csv").write_text(str(number))
         (out_dir / "notes.txt").write_text("mine")
-        claim(str(out_dir), keep_run=True)
+        claim(str(out_dir), keep=5)
         assert (out_dir / "metrics.csv").exists()
-        claim(str(out_dir), keep_run=False)
+        claim(str(out_dir), keep=None)
         assert (out_dir / f"previous-{number}" / "metrics.csv").read_text() == str(number)
         assert not (out_dir / "metrics.csv").exists() and (out_dir / "notes.txt").exists()
 
@@ -78,7 +78,7 @@ def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"out_dir='.*/file/run' cannot be written \(Not a directory\): choose"):
-        claim(str(tmp_path / "file" / "run"), keep_run=False)
+        claim(str(tmp_path / "file" / "run"), keep=None)
 
 
 def test_without_a_terminal_each_row_is_a_plain_line(capsys, monkeypatch) -> None:

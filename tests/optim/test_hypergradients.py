@@ -106,7 +106,7 @@ def test_hypergradients_are_the_differences_of_the_real_loss(case: str, order: s
         value.backward()
         now = ([p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict()),
                [None if p.grad is None else p.grad.clone() for p in params])  # fmt: skip
-        made = optimizer.state_dict()["scalars"]["q_now"].clone()  # the coefficients of the last step's x
+        made = optimizer.state_dict()["scalars"]["q_made"].clone()  # the coefficients of the last step's x
         optimizer.step()
         if before is not None:
             assert differences.loss(before, made, t) == value.item()  # it is that step which is made again

@@ -292,3 +292,27 @@ def test_gradients_and_the_caller_s_tensors_are_left_alone(name: str) -> None:
         copies = [g.clone() for g in kept]
         optimizer.step()
         assert same(kept, copies)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_halved_states_are_of_16_bits_and_stay_close(name: str) -> None:
+    runs = []
+    fields = (*make(name, parameters()).fields, "pending")
+    rates = dict.fromkeys(OPTIMIZERS[name.split()[0]].table, 1e-3)
+    for half in ((), fields):
+        params = parameters(torch.float32)
+        optimizer = make(name, groups(params), half=half, hyper_lr=rates)
+        train(optimizer, params, 12)
+        kept = {optimizer.state[params[BIAS]][k].dtype for k in fields}
+        assert kept == {torch.bfloat16 if half else torch.float32}
+        runs.append((optimizer, [p.detach() for p in params]))
+    assert error(runs[1][1], runs[0][1]) < 0.1
+    saved = through_a_file(runs[1][0].state_dict())
+    again = make(name, groups(parameters(torch.float32)), half=fields, hyper_lr=rates)
+    again.load_state_dict(saved)
+    assert again.coefficients == runs[1][0].coefficients
+
+
+def test_a_state_to_halve_must_exist() -> None:
+    with pytest.raises(ValueError, match="half: no state 'n', it has m, v"):
+        make("adam", parameters(), half=["n"])

@@ -1,0 +1,121 @@
+"""Evaluation: tokens/s of evaluate.py's `strided` protocol beside transformers on the same weights and windows.
+
+    python -m benchmarks.evaluate [--n_layer=12 --n_head=12 --n_embd=768] [--windows=4] [--seconds=60] [--out=FILE]
+
+A GPT-2 with random weights, exported; random tokens. Both score windows of block_size with a stride of half of it, in
+float32, taken in turn in one process; a ratio is the median over the rounds. `guide` is the loop of transformers' guide
+"Perplexity of fixed-length models": one window at a time, through the model's own loss. `batched` is the most that
+GPT2LMHeadModel offers without changing it: as many windows in a batch as ours, logits of all positions, one cross
+entropy over those that count. Needs transformers (extra `test`).
+"""
+
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import huggingface
+import parallel
+import perplexity
+from benchmarks.measure import device_name, interleaved, ratio, write
+from configurator import ConfigError, HelpRequested, parse
+from model import GPT, GPTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    n_layer: Annotated[int, "blocks (count)"] = 12
+    n_head: Annotated[int, "attention heads (count)"] = 12
+    n_embd: Annotated[int, "width (features)"] = 768
+    block_size: Annotated[int, "window (tokens)"] = 1024
+    batch_size: Annotated[int, "windows at a time (count)"] = 4
+    windows: Annotated[int, "windows in a round (count)"] = 4
+    seconds: Annotated[float, "for all rounds together (s); at least 5 rounds are taken"] = 60.0
+    device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
+    out: Annotated[str | None, "JSON file for the result; None: in benchmarks/results"] = None
+
+
+def check(cfg: Config) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong) for each impossible value."""
+    for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "windows"):
+        if getattr(cfg, name) < 1:
+            yield name, f"{name}={getattr(cfg, name)} must be 1 or more"
+    yield from parallel.device_problems(cfg.device)
+
+
+def benchmark(cfg: Config) -> None:
+    import transformers
+
+    world = parallel.join(cfg.device, "float32", timeout=60)
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(cfg.block_size, n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd))
+    with tempfile.TemporaryDirectory() as folder:
+        huggingface.save(gpt, folder)
+        theirs: Any = transformers.GPT2LMHeadModel.from_pretrained(folder).eval().to(world.device)
+    gpt.to(world.device)
+    T, stride = cfg.block_size, cfg.block_size // 2
+    ids = np.random.default_rng(0).integers(0, gpt.config.vocab_size, T + stride * (cfg.windows - 1))
+    stream, windows = perplexity.Stream.of(ids, 0), perplexity.strided_windows(len(ids), T, stride)
+    scored, tokens = windows.scored.tolist(), int(windows.scored.sum())
+    rows = torch.from_numpy(ids).unfold(0, T, stride).contiguous()  # (windows, T)
+    sums: dict[str, float] = {}
+
+    def ours() -> None:
+        sums["ours"] = perplexity.score(gpt, stream, windows, cfg.batch_size, world).nll.sum()
+
+    @torch.no_grad()
+    def guide() -> None:
+        total = 0.0
+        for row, count in zip(rows, scored, strict=True):
+            inputs = row[None].to(world.device)
+            labels = inputs.clone()
+            labels[:, :-count] = -100
+            total += theirs(inputs, labels=labels).loss.item() * count
+        sums["guide"] = total
+
+    @torch.no_grad()
+    def batched() -> None:
+        total = 0.0
+        for i in range(0, len(rows), cfg.batch_size):
+            inputs = rows[i : i + cfg.batch_size].to(world.device)
+            labels = inputs[:, 1:].clone()
+            for label, count in zip(labels, scored[i : i + cfg.batch_size], strict=True):
+                label[:-count] = -100
+            logits = theirs(inputs).logits[:, :-1]
+            total += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        sums["batched"] = total
+
+    times = interleaved({"ours": ours, "guide": guide, "batched": batched}, str(world.device), cfg.seconds)
+    for name, total in sums.items():  # the same thing was measured
+        assert abs(total / sums["ours"] - 1) < 1e-5, (name, sums)
+    found = []
+    print(f"{gpt.num_parameters():,} parameters, {device_name(str(world.device))}, {len(times['ours'])} rounds of "
+          f"{tokens:,} scored tokens\n\n| way | tok/s (median) | ours is faster by (quartiles) |\n|---|---|---|")
+    for name, seconds in times.items():
+        median, lower, upper = ratio(times, name, "ours")
+        speed = tokens / float(np.median(seconds))
+        print(f"| {name} | {speed:,.0f} | {median:.2f} ({lower:.2f} to {upper:.2f}) |")
+        found.append({"way": name, "tokens_per_second": speed, "ratio": [lower, median, upper], "seconds": seconds})
+    settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("out", "device")}
+    write(cfg.out, "evaluate", str(world.device), found, transformers=transformers.__version__, **settings)
+
+
+def main(argv: list[str]) -> int:
+    """The command line. Exit code 2: a mistake to put right."""
+    try:
+        benchmark(parse(Config, argv, check, "benchmarks.evaluate"))
+    except HelpRequested as text:
+        print(text)
+    except (ConfigError, ImportError) as error:
+        print(f"benchmarks.evaluate: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,184 @@
+"""evaluate.py as a command: its numbers against the trainer's, its record, its mistakes, several processes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import evaluate
+import perplexity
+import train
+from configurator import ConfigError, parse
+from data import DataError
+from data.manifest import write_json
+from data.tokenizer import GPT2Tokenizer
+from model import GPT, GPTConfig
+from parallel import World
+
+ROOT = Path(__file__).resolve().parents[1]
+ALONE = World(0, 1, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def run(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on the corpus of words, validated on its whole validation split."""
+    folder = tmp_path_factory.mktemp("run")
+    argv = [f"--dataset={corpus}", f"--out_dir={folder}", "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16",
+            "--batch_size=4", "--gradient_accumulation_steps=1", "--max_iters=4", "--eval_interval=2",
+            "--warmup_iters=1", "--optimizer=adam", "--device=cpu", "--compile=False"]  # fmt: skip
+    train.train(parse(train.Config, argv, train.check, "train.py"), ALONE)
+    return folder
+
+
+def rows_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["rows"]
+
+
+def test_paper_on_the_validation_split_is_the_trainers_loss(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert evaluate.main([f"--out_dir={run}", "--device=cpu", "--which=newest"]) == 0
+    newest = checkpoint.newest(run)
+    record = json.loads((run / f"ckpt_{newest.step:06d}.evaluation.json").read_text())
+    assert record["model"]["sha256"] == newest.sha256 and record["model"]["step"] == 4
+    paper, strided = record["rows"]  # the run's own set; lm_eval says nothing about it
+    assert (paper["protocol"], strided["protocol"]) == ("paper", "strided")
+    assert newest.val_loss and math.log(paper["perplexity"]) == pytest.approx(newest.val_loss, rel=1e-6)
+    assert (paper["tokens"], paper["window"], paper["stride"]) == (3999 // 16 * 16, 16, None)
+    assert (strided["tokens"], strided["window"], strided["stride"]) == (3999, 16, 8)
+    out, err = capsys.readouterr()
+    assert f"{paper['perplexity']:.4f}" in out and "words" in out
+    assert "lm_eval" in err and "no task for" in err
+    assert len(checkpoint.find(run)) == 2  # the record is not taken for a checkpoint
+
+
+def test_words_are_those_of_the_text(run: Path, corpus: str) -> None:
+    text = np.fromfile(Path(corpus) / "val_00000.bin", "<u2").tolist()
+    subject = perplexity.open_subject(str(run))
+    expected = len(subject.tokenizer.decode(text).split())
+    assert {row["words"] for row in rows_of(next(run.glob("*.evaluation.json")))} == {expected}
+
+
+def test_rows_are_replaced_and_others_kept(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    base = [f"--out_dir={run}", f"--json={path}", "--device=cpu"]
+    for extra in (["--protocol=paper"], ["--protocol=strided", "--stride=4"], ["--protocol=strided", "--stride=5"],
+                  ["--protocol=paper", "--batch_size=3"]):  # fmt: skip
+        assert evaluate.main(base + extra) == 0
+    rows = rows_of(path)
+    assert [(row["protocol"], row["stride"]) for row in rows] == [("strided", 4), ("strided", 5), ("paper", None)]
+    found = json.loads(path.read_text())
+    found["model"]["sha256"] = "that of another checkpoint"
+    path.write_text(json.dumps(found))
+    assert evaluate.main([*base, "--protocol=paper"]) == 0
+    assert len(rows_of(path)) == 1
+
+
+def test_two_processes_change_no_digit(run: Path, tmp_path: Path) -> None:
+    arguments = [f"--out_dir={run}", "--device=cpu", "--batch_size=3"]
+    assert evaluate.main([*arguments, f"--json={tmp_path / 'one.json'}"]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "evaluate.py"]
+    subprocess.run([*command, *arguments, f"--json={tmp_path / 'two.json'}"], cwd=ROOT, check=True, capture_output=True,
+                   env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    one, two = rows_of(tmp_path / "one.json"), rows_of(tmp_path / "two.json")
+    for row in (*one, *two):
+        row.pop("tokens_per_second")
+    assert one == two and len(one) == 2
+
+
+@pytest.fixture
+def gpt2_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose tokens are GPT-2's, and texts of Wikitext and LAMBADA by a vocabulary of letters in its place."""
+
+    class Letters(GPT2Tokenizer):
+        def encode(self, text: str) -> np.ndarray:
+            return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
+
+    monkeypatch.setattr(perplexity, "GPT2Tokenizer", Letters)
+    rows = {"wikitext2": [" = A = \n", "", " a text of words \n"] * 3, "lambada": ["it was a dog ."] * 4}
+    monkeypatch.setattr(evaluate, "texts", lambda name, split: iter(rows[name]))
+    config = GPTConfig(block_size=8, n_layer=1, n_head=1, n_embd=4)
+    torch.manual_seed(0)
+    content = {"config": {"dataset": "openwebtext"}, "model_config": config.__dict__, "model": GPT(config).state_dict()}
+    checkpoint.save(tmp_path, 1, None, content, keep=1)
+    return tmp_path
+
+
+def test_each_protocol_reads_its_own_text(gpt2_run: Path) -> None:
+    argv = [f"--out_dir={gpt2_run}", "--dataset=wikitext2,lambada", "--device=cpu"]
+    assert evaluate.main(argv) == 0
+    rows = {(row["dataset"], row["protocol"]): row for row in rows_of(gpt2_run / "ckpt_000001.evaluation.json")}
+    assert len(rows) == 6
+    article = len(" = A = \n") + len(" a text of words \n")
+    assert rows["wikitext2", "paper"]["tokens"] == (3 * (article + 3) - 1) // 8 * 8  # three rows, three ends
+    assert rows["wikitext2", "strided"]["tokens"] == 3 * article + 2 * 8 - 1
+    # " = A =\n \n a text of words\n": a space before a line break goes, and so does one after it
+    articles = perplexity.wikitext_documents([" = A = \n", "", " a text of words \n"] * 3)
+    assert rows["wikitext2", "lm_eval"]["tokens"] == sum(map(len, map(perplexity.detokenized, articles)))
+    last = rows["lambada", "lm_eval"]
+    assert (last["per"], last["words"], last["tokens"]) == ("last word", 4, 4 * 2)
+    assert last["accuracy"] == 0 and rows["lambada", "paper"]["accuracy"] is None
+    assert rows["wikitext2", "lm_eval"]["per"] == "word"
+    assert rows["lambada", "strided"]["words"] == 20
+    for row in rows.values():  # a model that has learned nothing
+        assert row["nats"] / row["tokens"] == pytest.approx(math.log(50257), abs=0.05)
+    per_word = rows["wikitext2", "lm_eval"]
+    assert per_word["perplexity"] == pytest.approx(math.exp(per_word["nats"] / per_word["words"]))
+
+
+def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypatch, capsys) -> None:
+    def texts(name: str, split: str):
+        if name != "wikitext2":
+            raise DataError(f"no network for {name}")
+        return iter(["a b c d e f g\n"])
+
+    monkeypatch.setattr(evaluate, "texts", texts)
+    assert evaluate.main([f"--out_dir={gpt2_run}", "--device=cpu", "--protocol=paper"]) == 0
+    assert "paper openwebtext is left out" in (err := capsys.readouterr().err) and "no network for lambada" in err
+    assert evaluate.main([f"--out_dir={gpt2_run}", "--device=cpu", "--protocol=paper", "--dataset=lambada"]) == 2
+    assert capsys.readouterr().err == "evaluate.py: no network for lambada\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--protocol=strided,peper"], "protocol='peper' must be paper, strided, lm_eval or all"),
+        (["--window=0"], "window=0 must be 1 or more"),
+        (["--window=17"], "window=17 is more than the model reads at a time, 16 tokens"),
+        (["--stride=17"], "stride=17 leaves out text between windows of 16 tokens"),
+        (["--window=8", "--stride=9"], "stride=9 leaves out text between windows of window=8"),
+        (["--dataset=wikitext2"], "wikitext2 needs GPT-2's tokens, the model has char tokens"),
+        (["--dataset=no_such_set"], "no data set 'no_such_set'"),
+        (["--split=valid"], "split='valid' must be train, val or test"),
+        (["--protocol=paper", "--split=test"], "has no split 'test'"),
+        (["--json=/no/such/folder/e.json"], "there is no folder '/no/such/folder'"),
+        (["--weights=no-weights"], "no weights 'no-weights'"),
+        (["--out_dir=no_such_run"], "no complete checkpoint in no_such_run"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run: Path, argv: list[str], message: str, capsys) -> None:
+    assert evaluate.main([f"--out_dir={run}", "--device=cpu", *argv]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert message in error[-1]
+
+
+def test_another_tokenizer_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    np.zeros(64, dtype="<u2").tofile(tmp_path / "val_00000.bin")
+    shard = {"file": "val_00000.bin", "tokens": 64, "sha256": ""}
+    write_json(tmp_path / "manifest.json", {
+        "format": 1, "name": "zeros", "tokenizer": "gpt2", "vocab_size": 50257, "dtype": "uint16", "source": {},
+        "splits": {"val": {"tokens": 64, "documents": 1, "shards": [shard]}}})  # fmt: skip
+    assert evaluate.main([f"--out_dir={run}", "--device=cpu", f"--dataset={tmp_path}"]) == 2
+    assert "has gpt2 tokens (50257), the model was trained on char tokens" in capsys.readouterr().err
+
+
+def test_defaults_are_valid_and_help_names_the_protocols(capsys: pytest.CaptureFixture) -> None:
+    assert evaluate.main(["--help"]) == 0
+    assert "paper, strided, lm_eval" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="unknown key 'protocl', did you mean 'protocol'"):
+        parse(evaluate.Config, ["--protocl=paper"], evaluate.check, "evaluate.py")

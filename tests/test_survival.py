@@ -1,0 +1,353 @@
+"""Runs that survive: processes that are really killed, disks that are really full, files that are really damaged."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import same, without_seconds
+
+import checkpoint
+import train
+
+ROOT = Path(train.__file__).parent
+ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+
+
+def ends_equal(one: Path, other: Path) -> None:
+    """The rows and the last checkpoint, bit by bit."""
+    assert without_seconds(one) == without_seconds(other)
+    ends = [checkpoint.load(checkpoint.newest(out_dir)) for out_dir in (one, other)]
+    assert ends[0]["step"] == ends[1]["step"]
+    for part in ("model", "optimizer"):
+        assert same(ends[0][part], ends[1][part]), part
+
+
+# A fresh process for each attempt, forked from one that has imported torch, so that fifty kills take little time. Two
+# kinds of SIGKILL: from outside after a random time, and at a random one of the moments that make up a save (each
+# write, sync, rename and deletion, before or after it), which the process sends to itself.
+KILLER = """
+import json, os, pathlib, random, signal, sys, time
+import torch, train
+kills, seed, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+rng = random.Random(seed)
+
+def deadly(owner, name, moments):
+    real = getattr(owner, name)
+    def wrapped(*args, **kwargs):
+        for act in (None, real):
+            if act:
+                result = act(*args, **kwargs)
+            moments[0] -= 1
+            if moments[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, wrapped)
+
+log = []
+while True:
+    in_save = rng.random() < 0.75
+    delay, in_write = rng.uniform(0.0, 0.6), rng.random() < 0.4
+    moment = rng.randint(1, 750) if in_write else rng.randint(1, 60)  # within the first three saves or so
+    pid = os.fork()
+    if pid == 0:
+        if len(log) < kills and in_save:
+            moments = [moment]
+            if in_write:
+                deadly(train.checkpoint._Hashed, "write", moments)
+            else:
+                deadly(os, "fsync", moments)
+                deadly(os, "replace", moments)
+                deadly(pathlib.Path, "unlink", moments)
+        os._exit(train.main(argv))
+    if len(log) < kills and not in_save:
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    if status == 0:
+        break
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+    log.append("save" if in_save else "anywhere")
+print("KILLS", json.dumps(log))
+"""
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.long)])
+def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
+    small: list[str], tmp_path: Path, kills: int
+) -> None:
+    run = [*small, f"--max_iters={3 * kills}", "--checkpoint_interval=1", "--eval_iters=3"]
+    assert train.main(run) == 0
+    killed = tmp_path / "killed"
+    (tmp_path / "killer.py").write_text(KILLER)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "killer.py", str(kills), "7", *run, f"--out_dir={killed}", "--init_from=auto"],
+        env=ENV, capture_output=True, text=True, timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    log = re.search(r"KILLS (.*)", done.stdout)[1]  # type: ignore[index]
+    assert log.count("save") + log.count("anywhere") == kills and log.count("save") > kills / 2
+    assert "passing over" not in done.stderr  # no kill ever left a checkpoint that looks complete and is not
+    ends_equal(tmp_path / "run", killed)
+    names = [path.name for path in killed.iterdir()]
+    left = [name for name in names if name.startswith((".ckpt", "ckpt"))]
+    assert len(left) == 2 * len(checkpoint.find(killed)), left  # nothing half-written is left behind
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit flipped"])
+def test_a_damaged_newest_checkpoint_is_passed_over_unless_it_was_named(
+    small: list[str], tmp_path: Path, capsys, damage: str
+) -> None:
+    run = tmp_path / "run"
+    assert train.main([*small, "--checkpoint_interval=3"]) == 0
+    undisturbed = (without_seconds(run), checkpoint.load(checkpoint.newest(run)))
+    newest = checkpoint.newest(run).path
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        del data[-100:]
+    else:
+        data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    assert train.main([*small, "--checkpoint_interval=3", f"--init_from={newest}"]) == 2
+    assert re.fullmatch(r"train.py: \S+ckpt_000012.pt is (damaged|truncated).*\n", capsys.readouterr().err)
+    assert train.main([*small, "--checkpoint_interval=3", "--init_from=auto"]) == 0
+    shown = capsys.readouterr()
+    assert re.fullmatch(r"train.py: passing over a checkpoint: \S+ckpt_000012.pt is .*\n", shown.err)
+    assert "resuming after step 9" in shown.out
+    again = checkpoint.load(checkpoint.newest(run))
+    assert undisturbed[0] == without_seconds(run) and same(undisturbed[1]["model"], again["model"])
+    assert same(undisturbed[1]["optimizer"], again["optimizer"])
+    assert (run / "previous-1" / newest.name).read_bytes() == bytes(data)  # moved, not lost
+
+
+def test_auto_with_nothing_whole_starts_from_scratch(small: list[str], tmp_path: Path, capsys) -> None:
+    assert train.main([*small, "--max_iters=3"]) == 0
+    os.truncate(checkpoint.newest(tmp_path / "run").path, 1000)
+    assert train.main([*small, "--max_iters=3", "--init_from=auto"]) == 0
+    shown = capsys.readouterr()
+    assert "ckpt_000003.pt is truncated" in shown.err and "resuming" not in shown.out
+    assert checkpoint.newest(tmp_path / "run").step == 3
+
+
+def test_a_checkpoint_that_is_named_starts_another_run(small: list[str], tmp_path: Path) -> None:
+    assert train.main([*small, "--keep_checkpoints=9"]) == 0
+    other = [*small, f"--out_dir={tmp_path / 'other'}", f"--init_from={tmp_path / 'run' / 'ckpt_000006.pt'}"]
+    assert train.main(other) == 0
+    assert without_seconds(tmp_path / "other") == [row for row in without_seconds(tmp_path / "run")
+                                                   if int(row["step"]) > 6]
+
+
+def test_a_file_that_cannot_be_deleted_fails_no_save(tmp_path: Path, monkeypatch) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (tmp_path / ".ckpt_000000.pt.1.tmp").touch()
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, None, {"x": torch.zeros(3)}, keep=1)
+    assert [found.step for found in checkpoint.find(tmp_path)] == [1, 2, 3]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path):
+    """A file system of 2 MB. Without the right to mount there is nothing to test on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this test mounts a tmpfs, which this user may not")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)  # with whatever is mounted in it
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_save_that_fails_does_not_end_the_run(
+    small: list[str], tmp_path: Path, tiny_disk: Path, capsys, monkeypatch, trouble: str
+) -> None:
+    run = [*small, "--checkpoint_interval=2", "--log_interval=1"]
+    assert train.main(run) == 0
+    out_dir, real = tiny_disk / "run", train.learning_rate
+
+    def spoil(step: int, cfg: train.Config) -> float:
+        if step == 4 and trouble == "full":
+            with open(tiny_disk / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
+                while True:
+                    ballast.write(bytes(4096))
+        elif step == 4:
+            subprocess.run(["mount", "--bind", out_dir, out_dir], check=True)  # metrics.csv stays open below it
+            subprocess.run(["mount", "-o", "remount,bind,ro", out_dir], check=True)
+        elif step == 9 and trouble == "full":
+            (tiny_disk / "ballast").unlink()
+        return real(step, cfg)
+
+    monkeypatch.setattr(train, "learning_rate", spoil)
+    capsys.readouterr()
+    assert train.main([*run, f"--out_dir={out_dir}"]) == 0
+    reason = {"full": "No space left on device", "read-only": "Read-only file system"}[trouble]
+    shown = capsys.readouterr()
+    assert f"step 4 is not saved ({reason}); the checkpoints before it are as they were" in shown.out
+    if trouble == "full":
+        ends_equal(tmp_path / "run", out_dir)  # with the rows that waited in memory
+    else:
+        assert checkpoint.load(checkpoint.newest(out_dir))["step"] == 2
+        assert without_seconds(out_dir) == without_seconds(tmp_path / "run")
+
+
+def test_too_little_space_is_said_before_the_start(small: list[str], tiny_disk: Path, capsys) -> None:
+    assert train.main([*small, f"--out_dir={tiny_disk / 'run'}", "--keep_checkpoints=100"]) == 2
+    assert re.search(r"has 2\.\d MB free, the checkpoints need [\d.]+ MB \(102 of", capsys.readouterr().err)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def begun(out_dir: Path) -> bool:
+    """Whether the run has done at least three steps."""
+    path = out_dir / "metrics.csv"
+    return path.exists() and path.read_text().count("\n") > 4
+
+
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 2), (signal.SIGINT, 1)], ids=str
+)
+def test_a_signal_ends_a_run_with_a_checkpoint_of_its_step(
+    small: list[str], tmp_path: Path, number: signal.Signals, processes: int
+) -> None:
+    """SIGTERM reaches torchrun, which passes it on; SIGUSR1 reaches one of the two processes; Ctrl-C one alone."""
+    run = [*small, "--max_iters=100000", "--lr_decay_iters=50", "--eval_interval=100000", "--log_interval=1"]
+    command = [*(TORCHRUN if processes == 2 else [sys.executable]), ROOT / "train.py", *run]
+    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for(lambda: begun(tmp_path / "run"))
+        os.kill(children(process.pid)[-1] if number == signal.SIGUSR1 else process.pid, number)
+        shown = process.communicate(timeout=60)[0]
+    step = int(re.search(r"train.py: stopped after step (\d+); --init_from=auto goes on", shown)[1])  # type: ignore[index]
+    assert [found.step for found in checkpoint.find(tmp_path / "run")] == [step]
+    assert "Signal 9" not in shown
+    if processes == 1:
+        assert process.returncode == 130 and "Traceback" not in shown
+    elif number == signal.SIGUSR1:
+        assert "exitcode  : 130" in shown  # torchrun's report of its processes
+    whole = [*small, f"--max_iters={step + 3}", "--lr_decay_iters=50", "--eval_interval=100000", "--log_interval=1"]
+    assert train.main([*whole, "--init_from=auto"]) == 0
+    assert train.main([*whole, f"--out_dir={tmp_path / 'undisturbed'}"]) == 0
+    if processes == 1:
+        ends_equal(tmp_path / "run", tmp_path / "undisturbed")
+    else:
+        assert [row["step"] for row in without_seconds(tmp_path / "run")] == list(map(str, range(step + 4)))
+
+
+def test_a_validation_cut_short_is_left_to_the_resumed_run(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    assert train.main(small) == 0
+    move, calls = train.World.move, []
+
+    def interrupted(self: train.World, x: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) == 6 + 6 * 4 + 2:  # x and y: 3 batches at step 0, 2 in each of 6 steps, 1 of the next validation
+            os.kill(os.getpid(), signal.SIGTERM)
+        return move(self, x)
+
+    cut = [*small, f"--out_dir={tmp_path / 'cut'}", "--init_from=auto"]
+    monkeypatch.setattr(train.World, "move", interrupted)
+    assert train.main(cut) == 130
+    monkeypatch.setattr(train.World, "move", move)
+    (saved,) = checkpoint.find(tmp_path / "cut")
+    assert (saved.step, saved.val_loss) == (6, None) and without_seconds(tmp_path / "cut")[-1]["step"] == "3"
+    assert train.main(cut) == 0
+    ends_equal(tmp_path / "run", tmp_path / "cut")
+
+
+def test_before_the_first_step_a_signal_ends_the_run_at_once(small: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(train, "open_dataset", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert train.main(small) == 130
+    assert not (tmp_path / "run").exists()
+
+
+STUCK = """
+import sys, time, train
+def stuck(*_):
+    train.signals.wait_for_boundaries()
+    print("stuck", flush=True)
+    time.sleep(99)
+train.accumulate = stuck
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once(small: list[str]) -> None:
+    command = [sys.executable, "-c", STUCK, *small]
+    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        while "stuck" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None  # the first one waits for the end of the step
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == -signal.SIGINT
+
+
+NAN_ON_ONE_RANK = """
+import json, os, sys, torch, train
+kept, rank, before = [], int(os.environ["RANK"]), {}
+def keep(*args, build=train.build_optimizer, **kwargs):
+    kept.append(build(*args, **kwargs))
+    return kept[-1]
+def spoil(net, tokens, step, cfg, world, real=train.accumulate):
+    if step == 6:  # what step 5 left behind
+        after = state()
+        json.dump([before["x"] == after, int(kept[-1].refused), after], open(f"{sys.argv[1]}/{rank}.json", "w"))
+    before["x"] = state()
+    if step == 5 and rank == 1:
+        handles = [p.register_hook(lambda g: g * float("nan")) for p in net.parameters()]
+    loss = real(net, tokens, step, cfg, world)
+    if step == 5 and rank == 1:
+        [handle.remove() for handle in handles]
+    return loss
+def state():
+    sums = [p.double().sum().item() for group in kept[-1].param_groups for p in group["params"]]
+    return [sums, kept[-1].coefficients]
+train.build_optimizer, train.accumulate = keep, spoil
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def test_a_nan_on_one_process_refuses_the_step_on_every_one(small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(NAN_ON_ONE_RANK)
+    command = [*TORCHRUN, tmp_path / "rank.py", tmp_path, *small]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    untouched, refused, _ = ranks[0]
+    assert untouched and refused == 1
+
+
+def test_a_run_on_two_processes_resumes_bitwise(small: list[str], tmp_path: Path) -> None:
+    run = [*small, "--gradient_accumulation_steps=4", "--keep_checkpoints=9"]
+    for out_dir in (tmp_path / "run", tmp_path / "resumed"):
+        command = [*TORCHRUN, ROOT / "train.py", *run, f"--out_dir={out_dir}", "--init_from=auto"]
+        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        if not (tmp_path / "resumed").exists():
+            (tmp_path / "resumed").mkdir()
+            for name in ("ckpt_000006.pt", "ckpt_000006.json", "metrics.csv"):
+                shutil.copy(out_dir / name, tmp_path / "resumed" / name)
+    assert "resuming after step 6" in done.stdout
+    ends_equal(tmp_path / "run", tmp_path / "resumed")
