@@ -14,7 +14,7 @@ from pathlib import Path
 import experiments
 
 from . import EXPERIMENTS
-from .frame import HERE, ROOT, SCALES, Computation, Experiment, Run, Training, read
+from .frame import HERE, ROOT, SCALES, Computation, Evaluation, Experiment, Run, Training, read
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,11 +85,11 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
     print(f"{len(wanted)} runs at scale {scale}, {len(wanted) - len(absent)} recorded, {len(absent)} to go")
     if scale == "paper":
         for run in absent:
-            if isinstance(run, Training) and run.finished():
+            if isinstance(run, Training | Evaluation) and run.ready() and run.finished():
                 run.execute({})
                 print(f"recorded {run.name}")
             elif not run.ready():
-                print(f"\n# {run.name}: when the run that it takes its coefficients from is recorded")
+                print(f"\n# {run.name}: when the run that it builds on is finished")
             else:
                 print(f"\n# {run.name}: about {cost([run])} of the machine\n{shlex.join(run.command())}")
         return 0
@@ -97,7 +97,7 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
     jobs = jobs or (cores if scale == "laptop" else 4)
     environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
     failed = 0
-    while True:  # a MADA-FS waits for its MADA
+    while True:  # a MADA-FS waits for its MADA, an evaluation for its run
         ready = [run for run in absent if run.ready()]
         if not ready:
             return int(bool(failed or absent))

@@ -135,7 +135,63 @@ class Computation:
         write(self.path, self.identity | facts | self.function(self.settings))
 
 
-Run = Training | Computation
+@dataclass(frozen=True)
+class Evaluation:
+    """evaluate.py on the newest checkpoint of a training run; its record holds the rows of the JSON that it writes."""
+
+    of: Training
+    datasets: tuple[str, ...]
+    protocol: str = "paper"
+    minutes: float = 5.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.of.name}-perplexity"
+
+    @property
+    def path(self) -> Path:
+        return self.of.path.with_name(f"{self.name}.json")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"of": self.of.identity, "datasets": list(self.datasets), "protocol": self.protocol}
+
+    def ready(self) -> bool:
+        """Whether the run is finished and its folder here."""
+        return self.of.finished()
+
+    def command(self) -> list[str]:
+        return [
+            sys.executable, "evaluate.py", f"--out_dir={self.of.out_dir.relative_to(ROOT)}", "--which=newest",
+            f"--protocol={self.protocol}", f"--dataset={','.join(self.datasets)}",
+            f"--json={(self.of.out_dir / 'perplexity.json').relative_to(ROOT)}",
+        ]  # fmt: skip
+
+    def finished(self) -> bool:
+        """Whether the JSON holds every data set under this protocol."""
+        return self._rows() is not None
+
+    def _rows(self) -> list[Record] | None:
+        path = self.of.out_dir / "perplexity.json"
+        if not path.is_file():
+            return None
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        found = {row["dataset"]: row for row in rows if row["protocol"] == self.protocol}
+        return [found[name] for name in self.datasets] if found.keys() >= set(self.datasets) else None
+
+    def execute(self, environment: Mapping[str, str]) -> None:
+        if not self.finished():
+            call(self.command(), self.of.out_dir / "evaluation.txt", environment)
+        rows = self._rows()
+        if rows is None:
+            raise RuntimeError(f"{self.name}: evaluate.py left out some of {', '.join(self.datasets)}")
+        keep = ("dataset", "split", "perplexity", "tokens", "windows", "window", "dtype")
+        final = json.loads(self.of.path.read_text(encoding="utf-8")) if self.of.path.is_file() else distil(self.of)
+        facts = {key: final[key] for key in ("commit", "parameters")} if final else {}
+        write(self.path, self.identity | facts | {"rows": [{key: row[key] for key in keep} for row in rows]})
+
+
+Run = Training | Computation | Evaluation
 
 
 def call(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:

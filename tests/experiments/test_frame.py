@@ -1,15 +1,16 @@
 """From a run's folder to a record, from records to the report, from a command to what is missing."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 import experiments
-from experiments import EXPERIMENTS, figure8, frame, language, report
+from experiments import EXPERIMENTS, figure8, frame, language, report, table3
 from experiments.__main__ import main
-from experiments.frame import ROOT, Computation, Training, distil, read, write
+from experiments.frame import ROOT, Computation, Evaluation, Training, distil, read, write
 
 RUN = Training("try-1", "laptop", ("config/a.py",), {"seed": 1})
 NAMES = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
@@ -106,6 +107,14 @@ def test_a_real_run_is_resumed_and_recorded(elsewhere: Path, corpus: str) -> Non
     assert record["curves"]["step"] == list(range(9))
     assert record["final"] == uninterrupted["final"]
 
+    (elsewhere / "evaluate.py").symlink_to(ROOT / "evaluate.py")
+    evaluation = Evaluation(run, (corpus,))
+    assert evaluation.ready() and not evaluation.finished()
+    evaluation.execute({})
+    evaluated = read(evaluation)
+    assert evaluated is not None
+    assert evaluated["rows"][0]["perplexity"] == pytest.approx(math.exp(record["final"]["val_loss"]), rel=0.05)
+
 
 def test_a_run_that_fails_says_why(elsewhere: Path) -> None:
     with pytest.raises(RuntimeError, match=r"No such file|can't open file"):
@@ -145,6 +154,13 @@ def test_the_area_of_a_plane() -> None:
 
     plane = np.array([[0.0, 1.0], [0.0, 1.0]])
     assert figure8.area_near(plane, (0, 1), (0, 1), 0.25) == pytest.approx(0.25, abs=5e-3)
+
+
+def test_table_3_stands_beside_the_papers() -> None:
+    rows = [{"dataset": name, "perplexity": 10.0 + i} for i, name in enumerate(table3.TEXTS)]
+    table = table3.show("paper", {"mada-5000": {}, "mada-5000-perplexity": {"rows": rows}})[1]
+    assert isinstance(table, frame.Table)
+    assert table.rows == [["MADA", "1", "10.0000", "17.8249", "11.0000", "61.2513", "12.0000", "74.2480"]]
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +210,7 @@ def test_the_papers_scale_prints_commands(elsewhere: Path, capsys: pytest.Captur
     assert main(["run", "table2", "--scale=paper", "--only=mada*"]) == 0
     out = capsys.readouterr().out
     assert "torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py --seed=5000" in out
-    assert "# mada_fs-5000: when the run that it takes its coefficients from is recorded" in out
+    assert "# mada_fs-5000: when the run that it builds on is finished" in out
     assert "gpt2_adam.py" not in out
 
 
