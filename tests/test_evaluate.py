@@ -84,7 +84,7 @@ def test_two_processes_change_no_digit(run: Path, tmp_path: Path) -> None:
     assert evaluate.main([*arguments, f"--json={tmp_path / 'one.json'}"]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "evaluate.py"]
     subprocess.run([*command, *arguments, f"--json={tmp_path / 'two.json'}"], cwd=ROOT, check=True, capture_output=True,
-                   env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+                   env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)  # fmt: skip
     one, two = rows_of(tmp_path / "one.json"), rows_of(tmp_path / "two.json")
     for row in (*one, *two):
         row.pop("tokens_per_second")
