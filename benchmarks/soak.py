@@ -1,0 +1,140 @@
+"""A soak: a run that is killed at random again and again, brought back, and compared with one that nobody touched.
+
+    python -m benchmarks.soak config/quickstart.py [--key=value ...] [--hours=2] [--between=60,300] [--seed=1]
+
+First the undisturbed run, then for `hours` one run after another: every 60 to 300 seconds (`between`) a signal, three
+times of four SIGKILL and otherwise SIGTERM, and `--init_from=auto` brings the run back. Each run that came to its end
+must have the rows (but for seconds) and the last checkpoint of the undisturbed one, bit by bit. Resident memory is read
+every 2 seconds: from the first save of a life to its last step, what is not the page cache's (mapped tokens, libraries)
+must stay within 3% of what it was after that save. What the time ends is brought to its end without more kills. Exit
+code 1: something was not equal or not flat.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import checkpoint
+from benchmarks.measure import write
+from record import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAT = 0.03  # largest part by which memory may grow after a life's first save
+EVERY = 2.0  # seconds between two looks
+
+
+def memory(pid: int) -> dict[str, float]:
+    """{"resident", "anonymous"}: MB of a process, with and without the pages of mapped files; empty if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    found = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "RssAnon")))
+    names = {"resident": "VmRSS", "anonymous": "RssAnon"}
+    return {name: round(int(found[key].split()[0]) / 1024, 1) for name, key in names.items() if key in found}
+
+
+def live(argv: list[str], out_dir: Path, seconds: float, number: int) -> dict[str, Any]:
+    """One life of a run, ended after `seconds` by a signal if it has not ended before."""
+    command = [sys.executable, "train.py", *argv, f"--out_dir={out_dir}", "--init_from=auto"]
+    before = newest(out_dir)
+    with (out_dir.parent / f"{out_dir.name}.log").open("ab") as log:
+        begun = time.monotonic()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        samples: list[dict[str, float]] = []
+        settled: dict[str, float] = {}  # memory after this life's first save
+        sent = False
+        while process.poll() is None:
+            time.sleep(EVERY)
+            age = time.monotonic() - begun
+            now = memory(process.pid)
+            if now:
+                samples.append({"seconds": round(age, 1), "step": newest(out_dir), **now})
+                if not settled and newest(out_dir) > max(before, 0):
+                    settled = samples[-1]
+            if age > seconds and not sent:
+                process.send_signal(number)
+                sent = True
+    training = [sample for sample in samples if process.returncode or sample["step"] < newest(out_dir)]  # no drawing
+    after = [sample["anonymous"] for sample in training if settled and sample["seconds"] >= settled["seconds"]]
+    growth = max(after) / after[0] - 1 if after else 0.0
+    return {"from": before, "to": newest(out_dir), "seconds": round(time.monotonic() - begun, 1),
+            "exit": process.returncode, "growth": round(growth, 4), "memory": samples[:: max(1, len(samples) // 20)]}
+
+
+def newest(out_dir: Path) -> int:
+    """Step of the newest checkpoint; -1 where there is none."""
+    return max((found.step for found in checkpoint.find(out_dir)), default=-1)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two finished runs do not have in common, bit by bit."""
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(out_dir / "metrics.csv")]
+            for out_dir in (one, other)]  # fmt: skip
+    ends = [checkpoint.load(checkpoint.newest(out_dir)) for out_dir in (one, other)]
+    found = ["metrics.csv"] if rows[0] != rows[1] else []
+    return found + [part for part in ("step", "model", "optimizer") if not same(ends[0][part], ends[1][part])]
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def main(argv: list[str]) -> int:
+    own = {"hours": "2", "between": "60,300", "seed": "1", "out": ""}
+    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
+    argv = [arg for arg in argv if not any(arg.startswith(f"--{k}=") for k in own)]
+    shortest, longest = map(float, own["between"].split(","))
+    rng = random.Random(int(own["seed"]))
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    print(f"the runs and what they print are in {folder}", flush=True)
+
+    untouched = live(argv, folder / "undisturbed", float("inf"), signal.SIGKILL)
+    if untouched["exit"]:
+        sys.exit(f"error: the undisturbed run failed: {(folder / 'undisturbed.log').read_text()[-1000:]}")
+    runs: list[dict[str, Any]] = [{"lives": [untouched], "differences": []}]
+    print(f"undisturbed: {untouched['seconds']:.0f} s, memory grew by {untouched['growth']:.2%}", flush=True)
+    end = time.monotonic() + 3600 * float(own["hours"])
+    bad = untouched["growth"] > FLAT
+    while time.monotonic() < end:
+        out_dir, lives = folder / f"run-{len(runs)}", []
+        while True:
+            kill = rng.uniform(shortest, longest)
+            number = signal.SIGKILL if rng.random() < 0.75 else signal.SIGTERM
+            lives.append(live(argv, out_dir, kill if time.monotonic() + kill < end else float("inf"), number))
+            code = lives[-1]["exit"]
+            print(f"run {len(runs)}, life {len(lives)}: step {lives[-1]['from']} to {lives[-1]['to']}, "
+                  f"{lives[-1]['seconds']:.0f} s, exit {code}, memory grew by {lives[-1]['growth']:.2%}", flush=True)
+            bad |= lives[-1]["growth"] > FLAT
+            if code == 0:
+                break
+            if code not in (-signal.SIGKILL, 130, -signal.SIGTERM):  # the last: it came before train.py listened
+                sys.exit(f"error: the run failed: {(folder / f'{out_dir.name}.log').read_text()[-1000:]}")
+        unequal = differences(folder / "undisturbed", out_dir)
+        bad |= bool(unequal)
+        runs.append({"lives": lives, "differences": unequal})
+        print(f"run {len(runs) - 1} {'differs in ' + ', '.join(unequal) if unequal else 'equals the undisturbed one'}",
+              flush=True)
+        hours = (time.monotonic() - end) / 3600 + float(own["hours"])
+        path = write(own["out"] or None, "soak", "cpu", runs, config=argv, hours=round(hours, 3))
+    kills = sum(len(run["lives"]) - 1 for run in runs)
+    verdict = "NOT equal or NOT flat" if bad else "all equal, memory flat"
+    print(f"{len(runs) - 1} runs, {kills} kills in {hours:.2f} hours: {verdict}; {path}")
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
