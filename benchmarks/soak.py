@@ -2,8 +2,8 @@
 
     python -m benchmarks.soak config/quickstart.py [--key=value ...] [--hours=2] [--between=60,300] [--seed=1]
 
-First the undisturbed run, then for `hours` one run after another: every 60 to 300 seconds (`between`) a signal, three
-times of four SIGKILL and otherwise SIGTERM, and `--init_from=auto` brings the run back. Each run that came to its end
+For `hours`, first the undisturbed run, then one after another: every 60 to 300 seconds (`between`) a signal, three times
+of four SIGKILL and otherwise SIGTERM, and `--init_from=auto` brings the run back. Each run that came to its end
 must have the rows (but for seconds) and the last checkpoint of the undisturbed one, bit by bit. Resident memory is read
 every 2 seconds: from the first save of a life to its last step, what is not the page cache's (mapped tokens, libraries)
 must stay within 3% of what it was after that save. What the time ends is brought to its end without more kills. Exit
@@ -102,12 +102,12 @@ def main(argv: list[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"the runs and what they print are in {folder}", flush=True)
 
+    end = time.monotonic() + 3600 * float(own["hours"])
     untouched = live(argv, folder / "undisturbed", float("inf"), signal.SIGKILL)
     if untouched["exit"]:
         sys.exit(f"error: the undisturbed run failed: {(folder / 'undisturbed.log').read_text()[-1000:]}")
     runs: list[dict[str, Any]] = [{"lives": [untouched], "differences": []}]
     print(f"undisturbed: {untouched['seconds']:.0f} s, memory grew by {untouched['growth']:.2%}", flush=True)
-    end = time.monotonic() + 3600 * float(own["hours"])
     bad = untouched["growth"] > FLAT
     while time.monotonic() < end:
         out_dir, lives = folder / f"run-{len(runs)}", []
