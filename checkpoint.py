@@ -9,7 +9,6 @@ with `weights_only=True`, which cannot run code.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -41,7 +40,8 @@ class Checkpoint:
 
 
 def save(out_dir: str | Path, step: int, val_loss: float | None, content: dict[str, Any], keep: int) -> Checkpoint:
-    """Write a checkpoint, then delete older ones beyond the newest `keep` and the one with the lowest val_loss."""
+    """Write a checkpoint, then delete older ones but the newest `keep`, the best, and the newest that has a val_loss,
+    to which a run goes back before a loss spike."""
     path = Path(out_dir) / f"ckpt_{step:06d}.pt"
     described = path.with_suffix(".json")
     with _temporary(path) as temporary:
@@ -92,6 +92,11 @@ def best(out_dir: str | Path) -> Checkpoint:
     return min(measured, key=lambda checkpoint: checkpoint.val_loss or 0.0) if measured else newest(out_dir)
 
 
+def last_of(found: list[Checkpoint], which: str) -> str:
+    """Words for a message: the last of these checkpoints, or that there is none."""
+    return f"the last checkpoint {which} is {found[-1].path}" if found else f"no checkpoint is {which}"
+
+
 def choose(init_from: str, out_dir: str | Path) -> tuple[dict[str, Any] | None, list[str]]:
     """What a run starts from (None: from scratch), and a line on each damaged checkpoint that was passed over.
 
@@ -136,28 +141,32 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
     return content
 
 
-def restore(saved: dict[str, Any], config: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Put a checkpoint's weights and optimizer state in place; return the settings that differ from those it had.
+def changes(saved: dict[str, Any], identity: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The settings of a run that differ from those of the checkpoint that it goes on from.
 
-    Another learning rate or length is the user's choice; another model or optimizer is refused.
+    Another learning rate or length is the user's choice. Another `identity` (the model's config, `optimizer`, and the
+    names of the coefficients `learned`) is refused, before it takes any memory.
     """
-    here = dataclasses.asdict(model.config) | {"optimizer": config["optimizer"]}
-    there = saved["model_config"] | {"optimizer": saved["config"]["optimizer"]}
-    wrong = [f"{name}={here[name]} (there {there.get(name)})" for name in here
-             if name != "dropout" and here[name] != there.get(name)]
+    was = saved["config"]
+    there = saved["model_config"] | {"optimizer": was["optimizer"], "learned": saved["optimizer"]["scalars"]["learned"]}
+    wrong = [f"{name}={value} (there {there.get(name)})" for name, value in identity.items()
+             if name != "dropout" and value != there.get(name)]
     if wrong:
         raise CheckpointError(f"the checkpoint in {config['out_dir']} does not fit: {', '.join(wrong)}")
-    decay = [group["weight_decay"] for group in optimizer.param_groups]
-    model.load_state_dict(saved["model"])
-    try:
-        optimizer.load_state_dict(saved["optimizer"])
-    except ValueError as error:  # other coefficients are learned, for instance
-        raise CheckpointError(f"the checkpoint in {config['out_dir']} does not fit: {error}") from None
-    for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
-        group["weight_decay"] = weight_decay  # this run's, not the checkpoint's
-    was = saved["config"]
     return [f"{name}={value!r} (was {was.get(name)!r})" for name, value in config.items()
             if name != "init_from" and value != was.get(name)]
+
+
+def restore(saved: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights and optimizer state in place, and out of `saved`, which a run keeps for its facts."""
+    decay = [group["weight_decay"] for group in optimizer.param_groups]
+    model.load_state_dict(saved.pop("model"))
+    try:
+        optimizer.load_state_dict(saved.pop("optimizer"))
+    except ValueError as error:  # a coefficient that rested where it does nothing has no state there, for instance
+        raise CheckpointError(f"the checkpoint in {saved['config']['out_dir']} does not fit: {error}") from None
+    for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
+        group["weight_decay"] = weight_decay  # this run's, not the checkpoint's
 
 
 def space_problem(out_dir: str | Path, content: Any, keep: int) -> str | None:
@@ -209,7 +218,8 @@ def _prune(out_dir: Path, keep: int) -> None:
     for leftover in out_dir.glob(".ckpt_*.tmp"):  # of a run that was killed while it saved
         leftover.unlink(missing_ok=True)
     found = find(out_dir)
-    kept = {checkpoint.path for checkpoint in [*found[-keep:], best(out_dir)]}
+    validated = [checkpoint for checkpoint in found if checkpoint.val_loss is not None]
+    kept = {checkpoint.path for checkpoint in [*found[-keep:], *validated[-1:], best(out_dir)]}
     for checkpoint in found:
         if checkpoint.path not in kept:
             with contextlib.suppress(OSError):  # go on with the others

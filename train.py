@@ -38,6 +38,7 @@ from model import GPT, IGNORE, GPTConfig, peak_flops
 from optim import build_optimizer
 from parallel import World
 from record import Recorder, claim
+from spikes import Diverged, GoBack, Spikes
 
 COEFFICIENTS = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "eps")
 OptimizerName = Literal["adam", "amsgrad", "avgrad", "yogi", "adan", "lion", "sgd", "hyperadam", "mada"]
@@ -61,6 +62,13 @@ class Config:
     always_save_checkpoint: Annotated[bool, "save after each validation, not only after the best so far"] = True
     keep_checkpoints: Annotated[int, "newest checkpoints kept, besides the best (count)"] = 2
     max_refused: Annotated[int, "stop after so many steps in a row with a gradient that is not finite (steps)"] = 20
+    on_spike: Annotated[
+        Literal["log", "stop", "skip"],
+        "after a loss spike: say so, stop, or go back to the last validation and skip the batches since",
+    ] = "log"
+    spike_deviations: Annotated[
+        float, "a loss so far above the mean of the last 100 rows is a spike (standard deviations); 0 looks for none"
+    ] = 7.0
     wandb_log: Annotated[bool, "send the metrics to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "project there"] = "nanomada"
     wandb_run_name: Annotated[str | None, "name of the run there; None lets it choose one"] = None
@@ -120,7 +128,8 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
                  "dist_timeout"):
         if values[name] < 1:
             yield name, f"{name}={values[name]} must be 1 or more"
-    for name in ("seed", "eval_iters", "checkpoint_interval", "warmup_iters", "grad_clip", "min_lr"):
+    for name in ("seed", "eval_iters", "checkpoint_interval", "warmup_iters", "grad_clip", "min_lr",
+                 "spike_deviations"):
         if values[name] < 0:
             yield name, f"{name}={values[name]} must be 0 or more"
     if cfg.init_from not in ("scratch", "resume", "auto") and not cfg.init_from.endswith(".pt"):
@@ -138,8 +147,8 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
             f"together and is not divisible by the {processes} processes of this run"
         )
     yield from parallel.device_problems(cfg.device)
-    try:  # the optimizer knows best what it takes: ask it with one parameter
-        build_optimizer(cfg.optimizer, [torch.nn.Parameter(torch.zeros(1))], **optimizer_arguments(cfg, False))
+    try:  # the optimizer knows best what it takes
+        tiny_optimizer(cfg)
     except (ValueError, TypeError) as error:
         names = "optimizer learning_rate hyper_lr hyper_momentum hyper_start hyper_clip order " + " ".join(COEFFICIENTS)
         yield names, str(error)
@@ -157,6 +166,11 @@ def optimizer_arguments(cfg: Config, compile: bool | None) -> dict[str, Any]:
         "max_grad_norm": cfg.grad_clip or math.inf,  # infinity clips nothing, but lets no NaN or infinity pass either
         "compile": compile,
     }
+
+
+def tiny_optimizer(cfg: Config) -> Any:
+    """The optimizer of a run on a single number, to ask it what it takes and learns before there is a model."""
+    return build_optimizer(cfg.optimizer, [torch.nn.Parameter(torch.zeros(1))], **optimizer_arguments(cfg, False))
 
 
 def learning_rate(step: int, cfg: Config) -> float:
@@ -220,23 +234,23 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
     return loss / (len(starts) * T)
 
 
-class Diverged(Exception):
-    """The gradients stayed infinite or NaN, and the run stopped before they reached the weights."""
+def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
+    """One run from its data to its figure, or the rest of it after it went `back` before a loss spike.
 
-
-def train(cfg: Config, world: World) -> None:
-    """One run from its data to its figure. Raises one of the errors of `main` for what the user can put right."""
+    Raises one of the errors of `main` for what the user can put right, GoBack for `main` to call again.
+    """
     dataset = open_dataset(cfg.dataset, prepare=True)  # small sets only; one process prepares, the others wait for it
     train_tokens, val_tokens = dataset.train, dataset.val
     for tokens in (train_tokens, val_tokens):
         val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
-    saved, damaged = checkpoint.choose(cfg.init_from, cfg.out_dir)
+    init_from = str(back.to.path) if back else cfg.init_from
+    saved, damaged = checkpoint.choose(init_from, cfg.out_dir)
     start, seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
     if start > cfg.max_iters:
         raise ConfigError(f"the checkpoint in {cfg.out_dir} is at step {start}, beyond max_iters={cfg.max_iters}")
     if not world.same(start):  # after which all have read: claim moves files
         raise CheckpointError(f"the processes do not see the same checkpoints: out_dir={cfg.out_dir!r} must be shared")
-    elsewhere = cfg.init_from.endswith(".pt") and Path(cfg.init_from).parent.resolve() != Path(cfg.out_dir).resolve()
+    elsewhere = init_from.endswith(".pt") and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
     if world.rank == 0:
         for line in damaged:
             print(f"train.py: passing over a checkpoint: {line}", file=sys.stderr)
@@ -244,15 +258,23 @@ def train(cfg: Config, world: World) -> None:
 
     torch.manual_seed(cfg.seed)
     shape = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
-    model = GPT(GPTConfig(vocab_size=dataset.vocab_size, **shape)).to(world.device)
+    model_config = GPTConfig(vocab_size=dataset.vocab_size, **shape)
+    identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer}
+    identity["learned"] = list(tiny_optimizer(cfg).learned)
+    changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg)) if saved else []
+    model = GPT(model_config).to(world.device)
     problem = parallel.compiler_problem(world.device) if cfg.compile is not False else "not asked for"
     arguments = optimizer_arguments(cfg, False if problem else cfg.compile)
     optimizer: Any = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), **arguments)
-    changes = checkpoint.restore(saved, dataclasses.asdict(cfg), model, optimizer) if saved else []
+    if saved:
+        checkpoint.restore(saved, model, optimizer)
     compiled = problem is None and (cfg.compile or world.device.type == "cuda")
     net: Any = torch.compile(model) if compiled else model
     averaging = DistributedDataParallel(net) if world.size > 1 else net
 
+    spikes = Spikes(**saved.get("spikes", {})) if saved else Spikes()
+    if back:
+        spikes.skipped = back.skipped
     recorder = None
     if world.rank == 0:
         full = checkpoint.space_problem(cfg.out_dir, [model.state_dict(), optimizer.state_dict()], cfg.keep_checkpoints)
@@ -260,12 +282,13 @@ def train(cfg: Config, world: World) -> None:
             raise ConfigError(full)
         recorder = Recorder(dataclasses.asdict(cfg), optimizer, start if saved else None,
                             processes=world.size, device=str(world.device), dtype=str(world.dtype),
-                            parameters=model.num_parameters())
+                            parameters=model.num_parameters(), skipped=spikes.skipped)
         recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.device.type}")
         if problem is not None and cfg.compile is not False:
             recorder.say(f"torch.compile does not work here, the run goes on without it: {problem}")
         if saved:
-            recorder.say(", ".join([f"resuming after step {start}", *changes]))
+            skipped = [f"without the {count} batches after step {after}" for after, count in spikes.skipped]
+            recorder.say(", ".join([f"resuming after step {start}", *skipped, *changes]))
             if full:
                 recorder.say(full)
 
@@ -284,7 +307,7 @@ def train(cfg: Config, world: World) -> None:
         if step > start:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = accumulate(averaging, train_tokens, step, cfg, world)
+            loss = accumulate(averaging, train_tokens, spikes.batch(step), cfg, world)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)  # the gradients stay views of the optimizer's flat buffer
             if recorder:
@@ -321,9 +344,19 @@ def train(cfg: Config, world: World) -> None:
                     {"tok/s": f"{speed:,.0f}" if step else None,
                      "MFU": f"{speed * model.flops_per_token() / (peak * world.size):.1%}" if peak and step else None},
                 )
+            trouble: Exception | None = None
             if refused >= cfg.max_refused:
-                raise Diverged(f"step {step}: no finite gradient for {refused} steps; weights and coefficients are as "
-                               f"before them, the checkpoints are in {cfg.out_dir}: lower the learning rate")
+                newest = checkpoint.last_of(checkpoint.find(cfg.out_dir), "there")
+                trouble = Diverged(f"step {step}: no finite gradient for {refused} steps; weights and coefficients are "
+                                   f"as before them, {newest}: lower the learning rate")
+            elif step and (spike := spikes.add(train_loss, cfg.spike_deviations)):
+                if recorder:
+                    recorder.say(f"step {step}: a loss spike: {spike}")
+                trouble = spikes.answer(cfg.on_spike, step, checkpoint.find(cfg.out_dir))
+            if trouble:
+                if recorder:
+                    recorder.close()
+                raise trouble
 
         is_best = measured is not None and measured < best_val
         due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
@@ -335,6 +368,7 @@ def train(cfg: Config, world: World) -> None:
                 "optimizer": optimizer.state_dict(),
                 "seconds": seconds + time.perf_counter() - begun,
                 "pending_loss": train_loss if leaving and report else None,
+                "spikes": dataclasses.asdict(spikes),
             }
             try:
                 checkpoint.save(cfg.out_dir, step, measured, content, cfg.keep_checkpoints)
@@ -368,7 +402,13 @@ def main(argv: list[str]) -> int:
         cfg = parse(Config, argv, check, "train.py")
         with signals.listening():
             try:
-                train(cfg, parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout))
+                world, back = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout), None
+                while True:
+                    try:
+                        train(cfg, world, back)
+                        break
+                    except GoBack as spike:
+                        back = spike.with_traceback(None)  # which holds the model and optimizer that are given up
             finally:
                 parallel.leave()
     except HelpRequested as text:

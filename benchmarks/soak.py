@@ -2,8 +2,8 @@
 
     python -m benchmarks.soak config/quickstart.py [--key=value ...] [--hours=2] [--between=60,300] [--seed=1]
 
-For `hours`, first the undisturbed run, then one after another: every 60 to 300 seconds (`between`) a signal, three times
-of four SIGKILL and otherwise SIGTERM, and `--init_from=auto` brings the run back. Each run that came to its end
+For `hours`, first the undisturbed run, then one after another: every 60 to 300 seconds (`between`) a signal, three
+times of four SIGKILL and otherwise SIGTERM, and `--init_from=auto` brings the run back. Each run that came to its end
 must have the rows (but for seconds) and the last checkpoint of the undisturbed one, bit by bit. Resident memory is read
 every 2 seconds: from the first save of a life to its last step, what is not the page cache's (mapped tokens, libraries)
 must stay within 3% of what it was after that save. What the time ends is brought to its end without more kills. Exit
