@@ -14,13 +14,13 @@ from .avgrad import AVGrad
 from .engine import RuleOptimizer
 from .interpolate import interpolate
 from .lion import Lion
-from .mada import MADA
+from .mada import MADA, MADAMax
 from .rule import Coefficient, mix, sqrt
 from .sgd import SGD
 from .yogi import Yogi
 
 OPTIMIZERS: dict[str, type[RuleOptimizer]] = {
-    rule.__name__.lower(): rule for rule in (Adam, AMSGrad, AVGrad, Yogi, Adan, Lion, SGD, HyperAdam, MADA)
+    rule.__name__.lower(): rule for rule in (Adam, AMSGrad, AVGrad, Yogi, Adan, Lion, SGD, HyperAdam, MADA, MADAMax)
 }
 
 
@@ -33,5 +33,5 @@ def build_optimizer(name: str, params: Iterable[Any], **options: Any) -> RuleOpt
 
 __all__ = [
     "MADA", "OPTIMIZERS", "SGD", "AMSGrad", "AVGrad", "Adam", "Adan", "Coefficient", "HyperAdam", "Lion",
-    "RuleOptimizer", "Yogi", "build_optimizer", "interpolate", "mix", "sqrt",
+    "MADAMax", "RuleOptimizer", "Yogi", "build_optimizer", "interpolate", "mix", "sqrt",
 ]  # fmt: skip

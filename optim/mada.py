@@ -45,7 +45,7 @@ class MADA(RuleOptimizer):
         g: Tensor | None  # last gradient (Adan)
 
     @staticmethod
-    def advance(q, s, g, t):
+    def advance(q, s, g, t, long_term=lambda va, v, t: (v + (t - 1) * va) / t):  # (5): the average of v over time
         m = mix(q.beta1, s.m, g)  # (2)
         first = m / (1 - q.beta1**t)
 
@@ -63,7 +63,7 @@ class MADA(RuleOptimizer):
 
         vm, va = v, None
         if s.va is not None:  # AVGrad
-            va = (v + (t - 1) * s.va) / t  # (5)
+            va = long_term(s.va, v, t)
             vm = mix(q.rho, v, va)  # (3) with (5) in place of the maximum
         direction = first / (sqrt(vm / (1 - q.beta2**t)) + q.eps)  # (1)
 
@@ -74,3 +74,11 @@ class MADA(RuleOptimizer):
             direction = mix(q.gamma, direction, torch.sign(u))
 
         return direction, MADA.State(m, n, v, va, l, g if s.g is not None else None)
+
+
+class MADAMax(MADA):
+    """An ablation: AMSGrad's largest v so far in place of AVGrad's average, (3) as printed."""
+
+    @staticmethod
+    def advance(q, s, g, t, long_term=lambda va, v, t: torch.maximum(va, v)):
+        return MADA.advance(q, s, g, t, long_term)

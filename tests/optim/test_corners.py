@@ -13,7 +13,7 @@ import torch
 from problem import BIAS, DECAYS, GROUP, LRS, SOMETIMES, error, groups, loss, parameters, scale, train
 from reference import RULES, Reference
 
-from optim import MADA, SGD, Adam, Adan, AMSGrad, AVGrad, HyperAdam, Lion, Yogi
+from optim import MADA, SGD, Adam, Adan, AMSGrad, AVGrad, HyperAdam, Lion, MADAMax, Yogi
 
 STEPS = 100
 EXACT = 1e-11  # relative; 100 steps of float64 round-off
@@ -34,7 +34,10 @@ OURS = {
         lambda g: HyperAdam(g, **BETAS, hyper_lr={}),
         lambda g: MADA(g, **BETAS, beta3=0.0, rho=1.0, c=1.0, gamma=1.0, hyper_lr={}),
     ],
-    "amsgrad": [lambda g: AMSGrad(g, **BETAS)],
+    "amsgrad": [
+        lambda g: AMSGrad(g, **BETAS),
+        lambda g: MADAMax(g, **BETAS, beta3=0.0, rho=0.0, c=1.0, gamma=1.0, hyper_lr={}),
+    ],
     "avgrad": [
         lambda g: AVGrad(g, **BETAS),
         lambda g: MADA(g, **BETAS, beta3=0.0, rho=0.0, c=1.0, gamma=1.0, hyper_lr={}),
