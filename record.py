@@ -16,7 +16,7 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,31 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         text = file.read()
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
+    """Those of `names` that a finished run ended with, from its folder or from its record (experiments/records).
+
+    Raises:
+        ConfigError: there is no such run or record, it is not finished, or it has none of these coefficients.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            last = read_metrics(path / "metrics.csv")[-1]
+            steps = json.loads((path / "config.json").read_text(encoding="utf-8"))["config"]["max_iters"]
+            if int(last["step"]) != steps:
+                raise ConfigError(f"coefficients_from={source!r} is at step {last['step']} of {steps}: let it finish")
+        else:
+            last = json.loads(path.read_text(encoding="utf-8"))["final"]
+        found = {name: float(last[name]) for name in names if last.get(name) not in (None, "")}
+    except ConfigError:
+        raise
+    except (OSError, IndexError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"coefficients_from={source!r} is neither the out_dir nor the record of a run") from None
+    if not found:
+        raise ConfigError(f"coefficients_from={source!r} has none of {', '.join(names)}")
+    return found
 
 
 def claim(folder: str, keep: int | None) -> None:

@@ -37,11 +37,11 @@ from data import DataError, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE, GPTConfig, peak_flops
 from optim import build_optimizer
 from parallel import World
-from record import Recorder, claim
+from record import Recorder, claim, final_coefficients
 from spikes import Diverged, GoBack, Spikes
 
 COEFFICIENTS = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "eps")
-OptimizerName = Literal["adam", "amsgrad", "avgrad", "yogi", "adan", "lion", "sgd", "hyperadam", "mada"]
+OptimizerName = Literal["adam", "amsgrad", "avgrad", "yogi", "adan", "lion", "sgd", "hyperadam", "mada", "madamax"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ class Config:
     c: Annotated[float | None, "1 is Adam's second moment, 0 Yogi's (fraction); None: the rule's own"] = None
     gamma: Annotated[float | None, "1 is the adaptive direction, 0 Lion's (fraction); None: the rule's own"] = None
     eps: Annotated[float | None, "added to the denominator (loss per weight unit); None: the rule's own"] = None
+    coefficients_from: Annotated[
+        str | None, "start from the coefficients that a finished run ended with: its out_dir, or its record (MADA-FS)"
+    ] = None
     hyper_lr: Annotated[
         dict[str, float] | None, "learning rate of each coefficient to learn, by name (per step); None: the rule's own"
     ] = None
@@ -152,6 +155,17 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
     except (ValueError, TypeError) as error:
         names = "optimizer learning_rate hyper_lr hyper_momentum hyper_start hyper_clip order " + " ".join(COEFFICIENTS)
         yield names, str(error)
+
+
+def settled(cfg: Config) -> Config:
+    """The config with the coefficients of `coefficients_from`, if any. Raises ConfigError."""
+    if cfg.coefficients_from is None:
+        return cfg
+    found: dict[str, Any] = final_coefficients(cfg.coefficients_from, COEFFICIENTS)
+    cfg = dataclasses.replace(cfg, **found)
+    for _, problem in check(cfg):
+        raise ConfigError(f"coefficients_from={cfg.coefficients_from!r}: {problem}")
+    return cfg
 
 
 def optimizer_arguments(cfg: Config, compile: bool | None) -> dict[str, Any]:
@@ -399,7 +413,7 @@ def main(argv: list[str]) -> int:
     """The command line. Exit code 0: done; 2: a mistake to put right; 3: diverged; 130: stopped by a signal."""
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        cfg = parse(Config, argv, check, "train.py")
+        cfg = settled(parse(Config, argv, check, "train.py"))
         with signals.listening():
             try:
                 world, back = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout), None

@@ -203,6 +203,7 @@ def refused(argv: list[str], capsys) -> str:
         (["--dataset=/no/where"], "/no/where"),
         (["--init_from=resume"], "no complete checkpoint in "),
         (["--init_from=gpt5"], "init_from='gpt5' must be scratch, resume, auto or the path of a ckpt_*.pt"),
+        (["--coefficients_from=/no/where"], "coefficients_from='/no/where' is neither the out_dir nor the record of a"),
         (["--out_dir=/dev/null/run"], "out_dir='/dev/null/run' cannot be written (Not a directory): choose another"),
     ],
 )
@@ -243,6 +244,25 @@ def test_a_damaged_checkpoint_is_refused(small: list[str], tmp_path: Path, capsy
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert "ckpt_000003.pt is damaged" in refused([*small, "--init_from=resume"], capsys)
+
+
+def test_a_run_starts_from_the_coefficients_that_another_ended_with(small: list[str], tmp_path: Path, capsys) -> None:
+    assert train.main([*small, f"--out_dir={tmp_path / 'mada'}"]) == 0
+    last = rows(tmp_path / "mada")[-1]
+    final = {name: float(last[name]) for name in ("beta1", "beta2", "beta3", "rho", "c", "gamma")}
+    record = tmp_path / "mada.json"
+    record.write_text(json.dumps({"final": final}))
+    for source in (tmp_path / "mada", record):
+        fixed = [*small, f"--coefficients_from={source}", "--hyper_lr={}", f"--out_dir={tmp_path / 'fixed'}"]
+        assert train.main(fixed) == 0
+        for row in rows(tmp_path / "fixed"):
+            assert {name: float(row[name]) for name in final} == final
+    problem = refused([*small, f"--coefficients_from={record}", "--optimizer=adam", "--hyper_lr=None"], capsys)
+    assert "no coefficient 'beta3'" in problem
+    assert train.main([*small, "--max_iters=2", f"--out_dir={tmp_path / 'half'}"]) == 0
+    config = tmp_path / "half" / "config.json"
+    config.write_text(config.read_text().replace('"max_iters": 2', '"max_iters": 3'))
+    assert "is at step 2 of 3: let it finish" in refused([*small, f"--coefficients_from={config.parent}"], capsys)
 
 
 def test_a_finished_run_can_be_resumed_and_has_nothing_to_do(small: list[str], tmp_path: Path, capsys) -> None:
@@ -316,7 +336,7 @@ def test_help_explains_every_field(capsys) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.stem)
 def test_each_config_file_is_valid_and_named_after_its_folder(path: Path) -> None:
     cfg = train.parse(train.Config, [str(path)], train.check, "train.py")
-    if path.stem not in ("laptop", "gpu"):  # these are scales, laid over the file of a run
+    if path.stem not in ("laptop", "tiny", "gpu"):  # these are scales, laid over the file of a run
         assert cfg.out_dir == f"out/{path.stem}"
 
 
