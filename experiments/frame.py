@@ -38,6 +38,7 @@ class Training:
     processes GPUs of one machine, each a process of torchrun
     coefficients_from   MADA-FS: the run of the same scale whose final coefficients this one keeps
     curves    whether the record holds the losses and coefficients on the way, or only the last
+    on_train  whether it also holds the loss of the last checkpoint on the training split, `training_loss`
     """
 
     name: str
@@ -48,6 +49,7 @@ class Training:
     processes: int = 1
     coefficients_from: str | None = None
     curves: bool = True
+    on_train: bool = False
 
     @property
     def out_dir(self) -> Path:
@@ -71,9 +73,8 @@ class Training:
 
     def all_settings(self) -> dict[str, Any]:
         settings = dict(self.settings)
-        if self.coefficients_from and self.ready():
-            final = json.loads(self._source().read_text(encoding="utf-8"))["final"]
-            settings |= {name: final[name] for name in ("beta1", "beta2", "beta3", "rho", "c", "gamma")}
+        if self.coefficients_from:
+            settings["coefficients_from"] = str(self._source().relative_to(ROOT))
         return settings
 
     def command(self) -> list[str]:
@@ -98,6 +99,8 @@ class Training:
         record = distil(self)
         if record is None:
             raise RuntimeError(f"{self.name}: {self.out_dir} is not a finished run with the settings {self.settings}")
+        if self.on_train:
+            record["final"]["loss_on_train"] = training_loss(self.out_dir)
         write(self.path, record)
 
 
@@ -281,6 +284,33 @@ def distil(run: Training) -> Record | None:
         },
         **({"curves": thinned(rows, steps, coefficients)} if run.curves else {}),
     }
+
+
+EVALUATION_BATCHES = 200  # nanoGPT's, and so the paper's
+
+
+def training_loss(out_dir: Path) -> float:
+    """Mean loss (nats per token) of the newest checkpoint over 200 batches of its training split, dropout off.
+
+    The windows are spread evenly over the split: the same ones for every run.
+    """
+    import numpy as np  # torch and what needs it are seconds of start-up that most commands can spare
+    import torch
+
+    from data import open_dataset, val_starts
+    from perplexity import open_subject
+
+    config = json.loads((out_dir / "config.json").read_text(encoding="utf-8"))["config"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = open_subject(str(out_dir), "newest").model.to(device).eval()
+    tokens, B, T = open_dataset(config["dataset"]).train, config["batch_size"], config["block_size"]
+    starts = val_starts(tokens, T, EVALUATION_BATCHES * B)
+    total = 0.0
+    with torch.no_grad():
+        for part in np.split(starts, range(B, len(starts), B)):
+            window = torch.from_numpy(tokens.windows(part, T + 1)).to(device)  # (B, T + 1)
+            total += float(model(window[:, :-1], window[:, 1:], reduction="sum")[1])
+    return total / (len(starts) * T)
 
 
 Row = dict[str, float | None]

@@ -45,8 +45,10 @@ def state(experiment: Experiment) -> list[str]:
 
 def commits(found: Iterable[Record]) -> str:
     """Which versions of this repository made the records."""
-    names = sorted({str(record["commit"]).removesuffix("-dirty")[:12] for record in found})
-    return f"made at {'commit' if len(names) == 1 else 'commits'} {', '.join(names)}"
+    marks = {str(record["commit"]).partition("-")[::2] for record in found}  # (commit, "dirty" or nothing)
+    names = sorted(commit[:12] + ("-dirty" if dirty else "") for commit, dirty in marks)
+    note = " (dirty: with changes that were not committed)" if any(dirty for _, dirty in marks) else ""
+    return f"made at {'commit' if len(names) == 1 else 'commits'} {', '.join(names)}{note}"
 
 
 def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list[Path]:

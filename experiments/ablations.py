@@ -1,0 +1,99 @@
+"""Ablations that the paper does not have, or only mentions: what MADA is without one of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .compare import mean, mean_and_spread, paired
+from .frame import Block, Experiment, Record, Table, Text, Training
+from .style import COEFFICIENTS
+
+RATE = 2.5e-3  # config/shakespeare_char.py learns every coefficient at this rate
+
+
+def rates(factor: float = 1.0, without: str = "", **others: float) -> dict[str, float]:
+    return {name: RATE * factor for name in COEFFICIENTS if name != without} | others
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from MADA in the Shakespeare setting: started at Adam, all six coefficients learned."""
+
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: str = "shakespeare_char"
+
+
+QUARTER = {"learning_rate": 1e-3, "min_lr": 1e-4}  # for Lion's direction, as in the paper
+VARIANTS = {
+    "mada": Variant("MADA"),
+    "adam": Variant("Adam", config="shakespeare_char_adam"),
+    "hyperadam": Variant("HyperAdam: beta1 and beta2 alone", config="shakespeare_char_hyperadam"),
+    "no_lion": Variant("without Lion: gamma stays 1", {"hyper_lr": rates(without="gamma")}),
+    "max": Variant("AMSGrad's maximum for AVGrad's average", {"optimizer": "madamax"}),
+    "fifth": Variant("hyper rates divided by 5", {"hyper_lr": rates(1 / 5)}),
+    "fivefold": Variant("hyper rates times 5", {"hyper_lr": rates(5)}),
+    "lr": Variant("learning rate learned too", {"hyper_lr": rates(lr=2e-6)}),
+    "weights_first": Variant("weights first, as in algorithm 1", {"order": "weights_first"}),
+    "from_avgrad": Variant("from AVGrad: rho starts at 0", {"rho": 0.0}),
+    "from_amsgrad": Variant("from AMSGrad: maximum, rho starts at 0", {"optimizer": "madamax", "rho": 0.0}),
+    "lion": Variant("Lion, a quarter of the learning rate", QUARTER, "gpt2_lion"),
+    "from_lion": Variant("from Lion: gamma starts at 0, same rate", QUARTER | {"gamma": 0.0}),
+}
+SCALES = {"laptop": ("tiny", (1, 2, 3), 0.35), "gpu": ("gpu", (1, 2, 3), 1.0)}  # overlay, seeds, minutes a run
+
+
+def runs(scale: str) -> Sequence[Training]:
+    if scale not in SCALES:
+        return ()
+    overlay, seeds, minutes = SCALES[scale]
+    return [
+        Training(f"ablation/{name}-{seed}", scale, (f"config/{variant.config}.py", f"config/{overlay}.py"),
+                 {"seed": seed, **variant.settings}, minutes, curves=False, on_train=True)
+        for seed in seeds
+        for name, variant in VARIANTS.items()
+    ]  # fmt: skip
+
+
+def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    found: dict[str, dict[int, Record]] = {}
+    for path, record in records.items():
+        name, _, seed = path.removeprefix("ablation/").rpartition("-")
+        found.setdefault(name, {})[int(seed)] = record
+    losses = {
+        which: {name: {seed: record["final"][which] for seed, record in seeds.items()} for name, seeds in found.items()}
+        for which in ("val_loss", "loss_on_train")
+    }
+    rows = []
+    for name, variant in VARIANTS.items():
+        if name not in found:
+            continue
+        cells = [variant.label, str(len(found[name]))]
+        for which in ("val_loss", "loss_on_train"):
+            difference = paired(losses[which].get("mada", {}), losses[which][name]) if name != "mada" else None
+            cells += [mean_and_spread([*losses[which][name].values()]), str(difference or "")]
+        finals = [record["final"] for record in found[name].values()]
+        ends = [f"{mean([final[k] for final in finals]):.3g}" if k in finals[0] else "" for k in COEFFICIENTS]
+        rows.append(cells + ends)
+    first = next(iter(records.values()))
+    header = ["variant", "n", "validation loss", "minus MADA's", "on the training split", "minus MADA's ",
+              *(f"{name} at the end" for name in COEFFICIENTS)]  # fmt: skip
+    return [
+        Text(
+            f"{first['parameters']:,} parameters, {first['config']['dataset']}, {first['config']['max_iters']:,} "
+            f"steps. MADA here starts at Adam and learns all six coefficients at {RATE:g}; a variant changes what its "
+            "name says. Losses in nats per token; coefficients are means over the seeds."
+        ),
+        Table(header, rows),
+    ]
+
+
+EXPERIMENT = Experiment(
+    "ablations",
+    "Ablations, and MADA from other corners",
+    "Which parts of MADA matter, and does where it starts?",
+    runs,
+    show,
+)
