@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import manifest as manifests
-from data.manifest import DTYPE, DataError
+from data.manifest import AGAIN, DTYPE, DataError
 from data.tokenizer import from_manifest
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Tokens:
             window, column = divmod(int(out.argmax()), length)
             shard = int(np.searchsorted(self._ends, starts[window] + column, side="right"))
             beyond = f"id {highest}, but the vocabulary has {self.vocab_size}"
-            raise DataError(f"{self._files[shard]} holds {beyond}: prepare it again")
+            raise DataError(f"{self._files[shard]} holds {beyond}: {AGAIN}")
         return out
 
 
@@ -76,7 +76,7 @@ class Dataset:
             self.name: str = self.manifest["name"]
             self._tokenizer = from_manifest(self.manifest, folder / "manifest.json")
         except KeyError as e:
-            raise DataError(f"{folder / 'manifest.json'} has no entry {e}: prepare it again") from None
+            raise DataError(f"{folder / 'manifest.json'} has no entry {e}: {AGAIN}") from None
         self.tokenizer: str = self._tokenizer.name
         self.vocab_size: int = self._tokenizer.vocab_size
         self.end_of_text: int | None = self._tokenizer.end_of_text

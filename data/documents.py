@@ -196,7 +196,7 @@ def _decompress(raw: IO[bytes], path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(raw)  # type: ignore[return-value]
     if path.suffix == ".zst":
-        import pyarrow  # comes with `datasets`; unlike some, its reader notices a stream that ends too early
+        import pyarrow  # unlike some, its reader notices a stream that ends too early
 
         return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 20)
     return raw

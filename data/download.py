@@ -92,9 +92,11 @@ def hub_files(repository: str, revision: str, prefix: str = "") -> list[File]:
             with urllib.request.urlopen(where, timeout=60) as response:
                 entries = json.load(response)
         except (OSError, ValueError) as e:  # no network; an answer that is not the hub's
+            only = f" --include '{prefix}*'" if prefix else ""
             raise DataError(
                 f"could not reach {HUB} ({e}): on a machine with internet run `hf download {repository} --repo-type"
-                f" dataset --revision {revision} --local-dir mirror/{repository}`, and set DATA_MIRROR to that `mirror`"
+                f" dataset --revision {revision}{only} --local-dir mirror/{repository}`, and set DATA_MIRROR to that"
+                " `mirror`"
             ) from None
         for entry in sorted(entries, key=lambda entry: entry["path"]):
             path = entry["path"]

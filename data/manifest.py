@@ -19,6 +19,7 @@ import numpy as np
 
 FORMAT = 1
 DTYPE = np.dtype("<u2")
+AGAIN = "delete the folder's shards and manifest.json and prepare it again"  # the remedy for what was changed
 
 
 class DataError(ValueError):
@@ -53,37 +54,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DataError: no manifest, not one of ours, or a shard that is missing or has another size.
     """
     path = folder / "manifest.json"
-    again = "delete the folder's shards and manifest.json and prepare it again"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder} holds no prepared data (no manifest.json)") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise DataError(f"{path} is not valid JSON ({e}): {again}") from None
+        raise DataError(f"{path} is not valid JSON ({e}): {AGAIN}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path} is not a manifest of format {FORMAT}: {again}")
+        raise DataError(f"{path} is not a manifest of format {FORMAT}: {AGAIN}")
     try:
         if manifest["dtype"] != "uint16":
-            raise DataError(f"{path}: dtype {manifest['dtype']!r}, expected 'uint16': {again}")
+            raise DataError(f"{path}: dtype {manifest['dtype']!r}, expected 'uint16': {AGAIN}")
         for split in manifest["splits"].values():
             if split["tokens"] != sum(shard["tokens"] for shard in split["shards"]):
-                raise DataError(f"{path}: the shards do not add up to {split['tokens']:,} tokens: {again}")
+                raise DataError(f"{path}: the shards do not add up to {split['tokens']:,} tokens: {AGAIN}")
             for shard in split["shards"]:
                 if shard["file"] != Path(shard["file"]).name:
-                    raise DataError(f"{path}: the shard {shard['file']!r} lies outside the folder: {again}")
-                _check_size(folder / shard["file"], shard["tokens"], again)
+                    raise DataError(f"{path}: the shard {shard['file']!r} lies outside the folder: {AGAIN}")
+                _check_size(folder / shard["file"], shard["tokens"])
     except (KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{path} lacks or garbles the entry {e}: {again}") from None
+        raise DataError(f"{path} lacks or garbles the entry {e}: {AGAIN}") from None
     return manifest
 
 
-def _check_size(shard: Path, tokens: int, remedy: str) -> None:
+def _check_size(shard: Path, tokens: int) -> None:
     if not shard.is_file():
-        raise DataError(f"{shard} is missing although manifest.json lists it: {remedy}")
+        raise DataError(f"{shard} is missing although manifest.json lists it: {AGAIN}")
     size = shard.stat().st_size
     if size != tokens * DTYPE.itemsize:
         odd = ", not even a whole number of uint16" if size % DTYPE.itemsize else ""
-        raise DataError(f"{shard} has {size:,} bytes{odd}; its manifest says {tokens * DTYPE.itemsize:,}: {remedy}")
+        raise DataError(f"{shard} has {size:,} bytes{odd}; its manifest says {tokens * DTYPE.itemsize:,}: {AGAIN}")
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:
@@ -98,9 +98,9 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
             sha256, counts = read_through(path, manifest["vocab_size"])
             if counts.size > manifest["vocab_size"]:
                 beyond = f"id {counts.size - 1}, but the vocabulary has {manifest['vocab_size']}"
-                raise DataError(f"{path} holds {beyond}: prepare it again")
+                raise DataError(f"{path} holds {beyond}: {AGAIN}")
             if sha256 != shard["sha256"]:
-                raise DataError(f"{path} was changed since it was prepared (its sha256 differs): prepare it again")
+                raise DataError(f"{path} was changed since it was prepared (its sha256 differs): {AGAIN}")
 
 
 def read_through(shard: Path, vocab_size: int) -> tuple[str, np.ndarray]:

@@ -75,7 +75,7 @@ class Source:
 
 
 def prepare(source: Source, folder: Path, *, shard_tokens: int = SHARD_TOKENS, threads: int | None = None) -> None:
-    """Make `folder` a prepared data set, or go on where an interrupted preparation stopped; done already is done.
+    """Make `folder` a prepared data set, or go on where an interrupted one stopped; verify what is done already.
 
     Args:
         source: what to prepare.
@@ -84,7 +84,8 @@ def prepare(source: Source, folder: Path, *, shard_tokens: int = SHARD_TOKENS, t
         threads: that tokenize; all cores by default.
 
     Raises:
-        DataError: the folder holds another data set, the disk is (or gets) full, or the counts are not the expected.
+        DataError: the folder holds another data set, or this one changed since it was prepared; the disk is (or gets)
+            full; the counts are not the expected.
     """
     recipe = {"name": source.name, "tokenizer": source.tokenizer.name, "shard_tokens": shard_tokens, **source.origin}
     try:
@@ -92,8 +93,10 @@ def prepare(source: Source, folder: Path, *, shard_tokens: int = SHARD_TOKENS, t
         with _alone_in(folder):
             if (folder / "manifest.json").is_file():
                 found = manifests.read_manifest(folder)
-                if (found["tokenizer"], found["source"]) != (source.tokenizer.name, source.origin):
+                if (found.get("tokenizer"), found.get("source")) != (source.tokenizer.name, source.origin):
                     raise DataError(f"{folder} holds other data: delete it, or choose another folder with --out")
+                manifests.verify(folder, found)
+                print(f"{source.name}: prepared already, every shard has its checksum -> {folder}", file=sys.stderr)
                 return
             shards = _Shards(folder, recipe)
             _check_disk(folder, source.disk_bytes - shards.tokens() * DTYPE.itemsize)
@@ -106,7 +109,9 @@ def prepare(source: Source, folder: Path, *, shard_tokens: int = SHARD_TOKENS, t
                     )
             for split in source.required:
                 if not shards.tokens(split):
-                    raise DataError(f"{folder}: no document fell into {split}: choose another --val_fraction")
+                    raise DataError(
+                        f"{folder}: no document fell into {split}: give more, or choose another --val_fraction"
+                    )
             _write_manifest(source, shards)
     except OSError as e:
         raise DataError(f"{e.filename or folder}: {e.strerror or e}{REMEDIES.get(e.errno or 0, '')}") from e
@@ -131,7 +136,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _check_disk(folder: Path, needed: int) -> None:
     if (free := shutil.disk_usage(folder).free) < needed:
         raise DataError(
-            f"{folder}: the shards need about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free:"
+            f"{folder}: the shards need about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free:"
             " free some, or choose another disk with --out"
         )
 

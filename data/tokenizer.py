@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.download import mirrored
-from data.manifest import DTYPE, DataError
+from data.manifest import AGAIN, DTYPE, DataError
 
 if TYPE_CHECKING:
     import tiktoken
@@ -78,7 +78,7 @@ def from_manifest(manifest: dict[str, Any], path: Path) -> Tokenizer:
     if manifest["vocab_size"] != tokenizer.vocab_size:
         raise DataError(
             f"{path}: vocab_size {manifest['vocab_size']} is not that of its tokenizer {tokenizer.name!r}"
-            f" ({tokenizer.vocab_size}): prepare it again"
+            f" ({tokenizer.vocab_size}): {AGAIN}"
         )
     return tokenizer
 

@@ -146,10 +146,17 @@ def test_two_at_once_under_spawn(tiny: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "both") == contents(tiny)
 
 
-def test_done_is_done_and_other_data_is_refused(tiny: Path) -> None:
+def test_done_is_verified_and_other_data_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny.iterdir()}
     prepare_in_small_batches(tiny_source(), tiny)
     assert {path: path.stat().st_mtime_ns for path in tiny.iterdir()} == before
+    assert capsys.readouterr().err == f"tiny: prepared already, every shard has its checksum -> {tiny}\n"
+    shard = tiny / "train_00001.bin"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+    with pytest.raises(DataError, match=r"train_00001.bin was changed .*: delete the folder's shards"):
+        prepare_in_small_batches(tiny_source(), tiny)
+    shard.write_bytes(good)
     other, other_tokenizer = tiny_source(), tiny_source()
     other.origin, other_tokenizer.tokenizer = {"text": "another"}, GPT2Tokenizer()
     for source in (other, other_tokenizer):
@@ -172,7 +179,7 @@ def test_an_interrupted_preparation_of_other_data_is_not_resumed(
 def test_too_little_disk_is_noticed_before(tmp_path: Path) -> None:
     source = tiny_source()
     source.disk_bytes = 10**18
-    with pytest.raises(DataError, match=r"need about 1000000000.0 GB and .* GB are free: free some"):
+    with pytest.raises(DataError, match=r"need about 1,000,000,000,000 MB and .* MB are free: free some"):
         prepare(source, tmp_path / "x")
     assert not list((tmp_path / "x").iterdir())
 
