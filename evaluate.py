@@ -5,8 +5,9 @@
     torchrun --standalone --nproc_per_node=8 evaluate.py --out_dir=out/gpt2_mada --batch_size=32
     python evaluate.py --help
 
-Prints a table and writes all of it, with what a reader needs to repeat it, as JSON beside the checkpoint. A later
-evaluation of the same checkpoint adds its rows to that file, and replaces those that it measured again.
+Prints a table and writes all of it, with what a reader needs to repeat it, as JSON beside the checkpoint, row by row:
+an interruption loses one. A later evaluation of the same checkpoint adds its rows to that file, and replaces those that
+it measured again.
 """
 
 from __future__ import annotations
@@ -163,26 +164,25 @@ def evaluate(cfg: Config, world: World) -> list[dict[str, Any]]:
         own = (subject.dataset,) if subject.dataset else ()
         datasets = own if subject.tokenizer.end_of_text is None else tuple(dict.fromkeys((*STANDARD, *own)))
 
-    rows, left_out = [], []
+    rows: list[dict[str, Any]] = []
+    left_out: dict[str, list[str]] = {}  # by reason
     for dataset in datasets:
         for protocol in protocols:
             try:
                 rows.append(measure(protocol, dataset, cfg, subject, world))
+                if world.rank == 0:
+                    write(record, subject, rows)
             except DataError as error:
-                if len(protocols) * len(datasets) == 1:
-                    raise
-                left_out.append(f"{protocol} {dataset} is left out: {error}")
-    if world.rank == 0:
-        for line in left_out:
-            print(line, file=sys.stderr)
-        if rows:
-            print(f"{record.parent if cfg.json is None else cfg.weights or cfg.out_dir}: "
-                  f"{subject.model.num_parameters():,} parameters, {subject.facts.get('checkpoint', 'weights')}")
-            print(table(rows))
-            write(record, subject, rows)
-            print(f"all of it is in {record}")
+                left_out.setdefault(str(error), []).append(f"{protocol} {dataset}")
     if not rows:
-        raise DataError("nothing was measured: " + (left_out[0] if left_out else "name a data set with --dataset"))
+        raise DataError("; ".join(left_out) or "nothing to measure: name a data set with --dataset")
+    if world.rank == 0:
+        for reason, left in left_out.items():
+            print(f"evaluate.py: left out {', '.join(left)}: {reason}", file=sys.stderr)
+        print(f"{record.parent if cfg.json is None else cfg.weights or cfg.out_dir}: "
+              f"{subject.model.num_parameters():,} parameters, {subject.facts.get('checkpoint', 'weights')}")
+        print(table(rows))
+        print(f"all of it is in {record}")
     return rows
 
 
@@ -203,7 +203,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(path: Path, subject: Subject, rows: list[dict[str, Any]]) -> None:
-    """Add rows to the file of this very model, or begin it; a reader never sees a half."""
+    """Add rows to the file of this very model, or begin it; a reader never sees a half. Raises ConfigError."""
     def key(row: dict[str, Any]) -> tuple:
         return tuple(row.get(name) for name in ("protocol", "dataset", "split", "window", "stride", "dtype"))
 
@@ -219,8 +219,12 @@ def write(path: Path, subject: Subject, rows: list[dict[str, Any]]) -> None:
         "rows": [row for row in earlier if key(row) not in measured] + rows,
     }
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): name another file with --json") from None
 
 
 def main(argv: list[str]) -> int:

@@ -131,6 +131,25 @@ def test_each_protocol_reads_its_own_text(gpt2_run: Path) -> None:
     assert per_word["perplexity"] == pytest.approx(math.exp(per_word["nats"] / per_word["words"]))
 
 
+def test_an_interruption_loses_one_row(gpt2_run: Path, monkeypatch, capsys) -> None:
+    def measure(*arguments):
+        if arguments[:2] == ("lm_eval", "wikitext2"):
+            raise KeyboardInterrupt
+        return measured(*arguments)
+
+    measured = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", measure)
+    assert evaluate.main([f"--out_dir={gpt2_run}", "--device=cpu", "--dataset=wikitext2,lambada"]) == 130
+    rows = rows_of(gpt2_run / "ckpt_000001.evaluation.json")
+    assert [(row["dataset"], row["protocol"]) for row in rows] == [("wikitext2", "paper"), ("wikitext2", "strided")]
+    monkeypatch.setattr(evaluate, "measure", measured)
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert evaluate.main([f"--out_dir={gpt2_run}", "--device=cpu", "--dataset=lambada"]) == 2
+    err = capsys.readouterr().err
+    assert "ckpt_000001.evaluation.json cannot be written (No space left on device): name another file" in err
+    assert not list(gpt2_run.glob(".*.tmp"))
+
+
 def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypatch, capsys) -> None:
     def texts(name: str, split: str):
         if name != "wikitext2":
@@ -139,7 +158,8 @@ def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypat
 
     monkeypatch.setattr(evaluate, "texts", texts)
     assert evaluate.main([f"--out_dir={gpt2_run}", "--device=cpu", "--protocol=paper"]) == 0
-    assert "paper openwebtext is left out" in (err := capsys.readouterr().err) and "no network for lambada" in err
+    err = capsys.readouterr().err
+    assert "left out paper openwebtext: " in err and "left out paper lambada: no network for lambada" in err
     assert evaluate.main([f"--out_dir={gpt2_run}", "--device=cpu", "--protocol=paper", "--dataset=lambada"]) == 2
     assert capsys.readouterr().err == "evaluate.py: no network for lambada\n"
 
