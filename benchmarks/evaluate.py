@@ -102,7 +102,8 @@ def benchmark(cfg: Config) -> None:
         print(f"| {name} | {speed:,.0f} | {median:.2f} ({lower:.2f} to {upper:.2f}) |")
         found.append({"way": name, "tokens_per_second": speed, "ratio": [lower, median, upper], "seconds": seconds})
     settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("out", "device")}
-    write(cfg.out, "evaluate", str(world.device), found, transformers=transformers.__version__, **settings)
+    settings |= {"parameters": gpt.num_parameters(), "transformers": transformers.__version__}
+    write(cfg.out, "evaluate", str(world.device), found, **settings)
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,6 @@
 """Preparation of a data set: tokens/s and peak memory, ours beside nanoGPT's way, on the same documents.
 
-    python benchmarks/prepare.py --input=documents.jsonl [--copies=4,16] [--rounds=3] [--workers=2] [--out=prepare.json]
+    python -m benchmarks.prepare [--input=documents.jsonl] [--copies=4,16] [--rounds=3] [--workers=2] [--out=FILE]
 
 nanoGPT's way is that of its data/openwebtext/prepare.py: `datasets` maps `encode_ordinary` over the documents with
 num_proc workers, and the ids are then copied into a memory-mapped file. Both start from the same file (`copies` times
@@ -10,7 +10,6 @@ pages that several of them share count once, mapped pages of files count too.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.measure import device_name, write
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,6 +101,12 @@ def run(script: str, documents: Path, workers: int) -> dict[str, float]:
         return {"seconds": float(process.stdout.read().split()[-1]), "peak_bytes": peak, "tokens": tokens}
 
 
+def spread(values: list[float], digits: int) -> str:
+    """Median and range, in millions."""
+    median, low, high = (f"{f(values) / 1e6:.{digits}f}" for f in (statistics.median, min, max))
+    return f"{median} ({low} to {high})"
+
+
 def main() -> None:
     mirror = os.environ.get("DATA_MIRROR")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,7 +119,7 @@ def main() -> None:
     parser.add_argument("--copies", default="4,16", help="how often the input is repeated (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads, processes (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="a JSON file for all measurements")
+    parser.add_argument("--out", help="JSON file for the result (default: in benchmarks/results)")
     arguments = parser.parse_args()
     if not arguments.input or not arguments.input.is_file() or not sys.platform.startswith("linux"):
         sys.exit("error: needs Linux, and --input=FILE.jsonl or that file in DATA_MIRROR")
@@ -120,7 +127,7 @@ def main() -> None:
         os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(mirror, "tiktoken_cache").resolve()))
 
     rows = []
-    print(f"{arguments.workers} workers, median of {arguments.rounds} (and range)")
+    print(f"{device_name('cpu')}, {arguments.workers} workers, median of {arguments.rounds} (and range)")
     print("| documents, MB | way | Mtok/s | peak memory, MB |\n|---|---|---|---|")
     for copies in map(int, arguments.copies.split(",")):
         with tempfile.NamedTemporaryFile(suffix=".jsonl") as documents:
@@ -135,17 +142,13 @@ def main() -> None:
             if len({result["tokens"] for results in found.values() for result in results}) != 1:
                 sys.exit(f"error: the two ways gave different numbers of tokens: {found}")
             for way, results in found.items():
-                speed = [result["tokens"] / result["seconds"] / 1e6 for result in results]
-                peak = [result["peak_bytes"] / 1e6 for result in results]
-                spread = [
-                    f"{statistics.median(x):{f}} ({min(x):{f}} to {max(x):{f}})"
-                    for x, f in ((speed, ".2f"), (peak, ".0f"))
-                ]
-                print(f"| {copies * len(text) / 1e6:.0f} | {way} | {spread[0]} | {spread[1]} |", flush=True)
-                rows.append({"copies": copies, "bytes": copies * len(text), "way": way, "runs": results})
-    if arguments.out:
-        record = {"input": arguments.input.name, "workers": arguments.workers, "rows": rows}
-        arguments.out.write_text(json.dumps(record, indent=1))
+                speed = [result["tokens"] / result["seconds"] for result in results]
+                peak = [result["peak_bytes"] for result in results]
+                size = f"{copies * len(text) / 1e6:.0f}"
+                print(f"| {size} | {way} | {spread(speed, 2)} | {spread(peak, 0)} |", flush=True)
+                medians = {"tokens_per_second": statistics.median(speed), "peak_bytes": statistics.median(peak)}
+                rows.append({"bytes": copies * len(text), "way": way, **medians, "runs": results})
+    write(arguments.out, "prepare", "cpu", rows, input=arguments.input.name, workers=arguments.workers)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,39 @@ def iteration_table(result: dict) -> list[str]:
     return lines
 
 
+def prepare_table(result: dict) -> list[str]:
+    """Rows of one preparation result."""
+    lines = [
+        f"Preparation of a data set, medians ({result['device'].split(',')[0]}, {result['workers']} workers):",
+        "",
+        "| documents, MB | way | million tokens/s | peak memory, MB |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lines.append(f"| {row['bytes'] / 1e6:.0f} | {row['way']} | {row['tokens_per_second'] / 1e6:.2f} | "
+                     f"{row['peak_bytes'] / 1e6:.0f} |")  # fmt: skip
+    return lines
+
+
+def evaluate_table(result: dict) -> list[str]:
+    """Rows of one evaluation result."""
+    lines = [
+        f"Evaluation under `strided`, {result['parameters']:,} parameters, windows of {result['block_size']} tokens, "
+        f"beside transformers {result['transformers']} ({result['device']}, torch {result['torch']}):",
+        "",
+        "| way | tokens/s | ours is faster by, median (quartiles) | rounds |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lower, median, upper = row["ratio"]
+        lines.append(f"| {row['way']} | {row['tokens_per_second']:,.0f} | {median:.2f} ({lower:.2f} to {upper:.2f}) | "
+                     f"{len(row['seconds'])} |")  # fmt: skip
+    return lines
+
+
 def main() -> None:
-    tables = {"optimizer-step": step_table, "iteration": iteration_table}
+    tables = {"optimizer-step": step_table, "iteration": iteration_table, "prepare": prepare_table,
+              "evaluate": evaluate_table}  # fmt: skip
     parts = []
     for path in sorted(RESULTS.glob("*.json"), reverse=True):
         result = json.loads(path.read_text())
