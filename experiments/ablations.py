@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .compare import mean, mean_and_spread, paired
-from .frame import Block, Experiment, Record, Table, Text, Training
+from .frame import Block, Computation, Experiment, Record, Run, Table, Text, Training
+from .microbatch import train
 from .style import COEFFICIENTS
 
 RATE = 2.5e-3  # config/shakespeare_char.py learns every coefficient at this rate
@@ -42,19 +43,40 @@ VARIANTS = {
     "lion": Variant("Lion, a quarter of the learning rate", QUARTER, "gpt2_lion"),
     "from_lion": Variant("from Lion: gamma starts at 0, same rate", QUARTER | {"gamma": 0.0}),
 }
+# Each batch of 12 in 4 micro-batches, the coefficients learned from the gradient of:
+MICRO = {
+    "micro_all": ("4 micro-batches, hypergradients of the whole batch", "all"),
+    "micro_one": ("hypergradients of one of the 4", "one"),
+    "micro_one_divided": ("of one of the 4, its loss divided by 4, as the authors'", "one divided"),
+}
+TINY = {  # config/shakespeare_char.py with config/tiny.py, for the runs that train.py does not make
+    "model": {"n_layer": 2, "n_head": 3, "n_embd": 48, "bias": False, "vocab_multiple": 64},
+    "block_size": 64, "batch_size": 12, "micro_batches": 4, "steps": 500, "warmup": 50, "learning_rate": 4e-3,
+    "min_lr": 4e-4, "weight_decay": 0.1,
+    "optimizer": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "max_grad_norm": 1.0, "hyper_lr": rates(),
+                  "hyper_momentum": dict.fromkeys((name for name in COEFFICIENTS if name != "gamma"), 0.5)},
+}  # fmt: skip
 SCALES = {"laptop": ("tiny", (1, 2, 3), 0.35), "gpu": ("gpu", (1, 2, 3), 1.0)}  # overlay, seeds, minutes a run
 
 
-def runs(scale: str) -> Sequence[Training]:
+def runs(scale: str) -> Sequence[Run]:
     if scale not in SCALES:
         return ()
     overlay, seeds, minutes = SCALES[scale]
-    return [
+    found: list[Run] = [
         Training(f"ablation/{name}-{seed}", scale, (f"config/{variant.config}.py", f"config/{overlay}.py"),
                  {"seed": seed, **variant.settings}, minutes, curves=False, on_train=True)
         for seed in seeds
         for name, variant in VARIANTS.items()
     ]  # fmt: skip
+    if scale == "laptop":
+        found += [
+            Computation(f"ablation/{name}-{seed}", scale, "ablations", train,
+                        TINY | {"seed": seed, "learn_from": which}, minutes)
+            for seed in seeds
+            for name, (_, which) in MICRO.items()
+        ]  # fmt: skip
+    return found
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
@@ -67,24 +89,27 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         for which in ("val_loss", "loss_on_train")
     }
     rows = []
-    for name, variant in VARIANTS.items():
+    labels = {name: variant.label for name, variant in VARIANTS.items()}
+    for name, label in (labels | {name: words for name, (words, _) in MICRO.items()}).items():
         if name not in found:
             continue
-        cells = [variant.label, str(len(found[name]))]
+        cells = [label, str(len(found[name]))]
+        against = "micro_all" if name in MICRO else "mada"
         for which in ("val_loss", "loss_on_train"):
-            difference = paired(losses[which].get("mada", {}), losses[which][name]) if name != "mada" else None
+            difference = paired(losses[which].get(against, {}), losses[which][name]) if name != against else None
             cells += [mean_and_spread([*losses[which][name].values()]), str(difference or "")]
         finals = [record["final"] for record in found[name].values()]
         ends = [f"{mean([final[k] for final in finals]):.3g}" if k in finals[0] else "" for k in COEFFICIENTS]
         rows.append(cells + ends)
-    first = next(iter(records.values()))
+    first = next(record for record in records.values() if "parameters" in record)
     header = ["variant", "n", "validation loss", "minus MADA's", "on the training split", "minus MADA's ",
               *(f"{name} at the end" for name in COEFFICIENTS)]  # fmt: skip
     return [
         Text(
             f"{first['parameters']:,} parameters, {first['config']['dataset']}, {first['config']['max_iters']:,} "
             f"steps. MADA here starts at Adam and learns all six coefficients at {RATE:g}; a variant changes what its "
-            "name says. Losses in nats per token; coefficients are means over the seeds."
+            "name says; those of the micro-batches are compared with the first of them. Losses in nats per token; "
+            "coefficients are means over the seeds."
         ),
         Table(header, rows),
     ]

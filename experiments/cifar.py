@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from optim import build_optimizer
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images, per channel
-TRAIN = 50_000  # images to train on, the first ones
+TRAIN = 50_000  # images of the training set, the first ones; the others are the test set
 MIRROR = "cifar10_jpeg_full.npz"
 
 
-def images() -> tuple[Tensor, Tensor, str]:
-    """(60000, 3, 32, 32) uint8, (60000,) labels, where they come from; the first 50,000 are the training set.
+def images(train: int = TRAIN) -> tuple[Tensor, Tensor, str]:
+    """(train + 10000, 3, 32, 32) uint8, (train + 10000,) labels, where they come from: `train` images, then the test's.
 
     DATA_MIRROR/cifar10_jpeg_full.npz where the variable is set and the file is there, otherwise Hugging Face's cifar10.
     """
@@ -32,24 +32,25 @@ def images() -> tuple[Tensor, Tensor, str]:
     path = Path(os.environ.get("DATA_MIRROR", "")) / MIRROR
     if os.environ.get("DATA_MIRROR") and path.is_file():
         archive = np.load(path)
-        data, ends = archive["jpeg"].tobytes(), archive["offsets"].tolist()
-        pictures = [Image.open(io.BytesIO(data[a:b])) for a, b in itertools.pairwise(ends)]
+        data, ends = archive["jpeg"].tobytes(), [*itertools.pairwise(archive["offsets"].tolist())]
+        pictures = [Image.open(io.BytesIO(data[a:b])) for a, b in ends[:train] + ends[TRAIN:]]
         labels, origin = archive["labels"], "CIFAR-10 recompressed as JPEG (about 30 dB)"
     else:
         from datasets import load_dataset
 
         parts = [load_dataset("cifar10", split=split) for split in ("train", "test")]
-        pictures = [row["img"] for part in parts for row in part]
+        pictures = [row["img"] for part in (parts[0].select(range(train)), parts[1]) for row in part]
         labels, origin = np.array([row["label"] for part in parts for row in part]), "Hugging Face's cifar10"
+    labels = np.concatenate([labels[:train], labels[TRAIN:]])
     stack = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long(), origin
 
 
-def cnn() -> nn.Module:
-    """Two convolutions and three linear layers (62,006 parameters)."""
+def cnn(width: int = 6) -> nn.Module:
+    """Two convolutions, the first of `width` channels, and three linear layers (62,006 parameters)."""
     return nn.Sequential(
-        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2),  # (B, 6, 14, 14)
-        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),  # (B, 400)
+        nn.Conv2d(3, width, 5), nn.ReLU(), nn.MaxPool2d(2),  # (B, 6, 14, 14)
+        nn.Conv2d(width, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),  # (B, 400)
         nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
     )  # fmt: skip
 
@@ -63,17 +64,22 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def resnet9() -> nn.Module:
-    """The common ResNet-9: eight convolutions, two of them pairs with a shortcut, and a linear layer."""
+def resnet9(width: int = 64) -> nn.Module:
+    """The common ResNet-9: eight convolutions, two of them pairs with a shortcut, and a linear layer.
+
+    `width` channels after the first convolution, twice, four and eight times as many after the next.
+    """
+    C = width
 
     def block(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
         layers = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
         return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
     return nn.Sequential(
-        block(3, 64), block(64, 128, pool=True), Residual(block(128, 128), block(128, 128)),
-        block(128, 256, pool=True), block(256, 512, pool=True), Residual(block(512, 512), block(512, 512)),
-        nn.MaxPool2d(4), nn.Flatten(), nn.Linear(512, 10),
+        block(3, C), block(C, 2 * C, pool=True), Residual(block(2 * C, 2 * C), block(2 * C, 2 * C)),
+        block(2 * C, 4 * C, pool=True), block(4 * C, 8 * C, pool=True),
+        Residual(block(8 * C, 8 * C), block(8 * C, 8 * C)),
+        nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * C, 10),
     )  # fmt: skip
 
 
@@ -94,12 +100,14 @@ def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One run; settings: model, optimizer, its options, batch_size, epochs, schedule, augment, seed.
+    """One run; settings: model, width, images (to train on), optimizer, its options, batch_size, epochs, schedule,
+    augment, seed.
 
     Returns the test accuracy at the end (%), the losses per epoch and the coefficients at the end.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pixels, labels, origin = images()
+    N = settings["images"]
+    pixels, labels, origin = images(N)
     scale = torch.tensor(STD, device=device).view(3, 1, 1) * 255
     shift = torch.tensor(MEAN, device=device).view(3, 1, 1) * 255
     pixels, labels = pixels.to(device), labels.to(device)
@@ -109,15 +117,15 @@ def train(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     torch.manual_seed(settings["seed"])
     generator = torch.Generator().manual_seed(settings["seed"])  # order, augmentation: the same for every optimizer
-    net = MODELS[settings["model"]]().to(device)
+    net = MODELS[settings["model"]](settings["width"]).to(device)
     optimizer = build_optimizer(settings["optimizer"], net.parameters(), **settings["options"])
     B, epochs, peak = settings["batch_size"], settings["epochs"], settings["options"]["lr"]
-    steps = TRAIN // B * epochs
+    steps = N // B * epochs
     losses, step, begun = [], 0, time.perf_counter()
     for _ in range(epochs):
         total = torch.zeros((), device=device)
-        order = torch.randperm(TRAIN, generator=generator).to(device)
-        for chosen in order[: TRAIN // B * B].view(-1, B):
+        order = torch.randperm(N, generator=generator).to(device)
+        for chosen in order[: N // B * B].view(-1, B):
             x = shifted_and_mirrored(batch(chosen), generator) if settings["augment"] else batch(chosen)
             for group in optimizer.param_groups:
                 group["lr"] = peak if settings["schedule"] == "constant" else one_cycle(step / steps, peak)
@@ -127,12 +135,12 @@ def train(settings: Mapping[str, Any]) -> dict[str, Any]:
             optimizer.step()
             total += loss.detach()
             step += 1
-        losses.append(float(total) / (TRAIN // B))
+        losses.append(float(total) / (N // B))
         print(f"epoch {len(losses)}/{epochs}: training loss {losses[-1]:.4f}", flush=True)
 
     net.eval()
     with torch.no_grad():
-        test = torch.arange(TRAIN, len(pixels), device=device)
+        test = torch.arange(N, len(pixels), device=device)
         right = sum(int((net(batch(part)).argmax(1) == labels[part]).sum()) for part in test.split(1000))
     return {
         "final": {"accuracy": 100 * right / len(test), "train_loss": losses[-1], **optimizer.coefficients},

@@ -294,20 +294,27 @@ def training_loss(out_dir: Path) -> float:
 
     The windows are spread evenly over the split: the same ones for every run.
     """
-    import numpy as np  # torch and what needs it are seconds of start-up that most commands can spare
-    import torch
+    import torch  # with what needs it, seconds of start-up that most commands can spare
 
     from data import open_dataset, val_starts
     from perplexity import open_subject
 
     config = json.loads((out_dir / "config.json").read_text(encoding="utf-8"))["config"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = open_subject(str(out_dir), "newest").model.to(device).eval()
+    model = open_subject(str(out_dir), "newest").model.to(device)
     tokens, B, T = open_dataset(config["dataset"]).train, config["batch_size"], config["block_size"]
-    starts = val_starts(tokens, T, EVALUATION_BATCHES * B)
-    total = 0.0
+    return mean_loss(model, tokens, val_starts(tokens, T, EVALUATION_BATCHES * B), B)
+
+
+def mean_loss(model: Any, tokens: Any, starts: Any, batch_size: int) -> float:
+    """Mean loss (nats per token), dropout off, of the windows of block_size that begin there."""
+    import numpy as np
+    import torch
+
+    model.eval()
+    T, device, total = model.config.block_size, next(model.parameters()).device, 0.0
     with torch.no_grad():
-        for part in np.split(starts, range(B, len(starts), B)):
+        for part in np.split(starts, range(batch_size, len(starts), batch_size)):
             window = torch.from_numpy(tokens.windows(part, T + 1)).to(device)  # (B, T + 1)
             total += float(model(window[:, :-1], window[:, 1:], reduction="sum")[1])
     return total / (len(starts) * T)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .cifar import train
+from .cifar import TRAIN, train
 from .compare import mean_and_spread, paired
 from .frame import PAPER, Block, Computation, Experiment, Record, Table, Text
 
@@ -23,26 +23,28 @@ MODELS: dict[str, dict[str, Any]] = {
     "cnn": {"batch_size": 256, "schedule": "constant", "augment": False},
     "resnet9": {"batch_size": 400, "schedule": "one cycle", "augment": True},
 }
+NAMES = {"cnn": "5-layer CNN", "resnet9": "ResNet-9"}
 RATE = {"cnn": {"sgd": 1e-2}, "resnet9": {"sgd": 1e-1}}
 DEFAULT_RATE = {"cnn": 1e-3, "resnet9": 1e-2}
-# scale: (models, epochs, seeds, minutes a run)
-SIZES: dict[str, tuple[tuple[str, ...], int, tuple[int, ...], float]] = {
-    "laptop": (("cnn",), 5, (1, 2, 3), 2.0),
-    "gpu": (("cnn", "resnet9"), 50, (1,), 2.0),
-    "paper": (("cnn", "resnet9"), 50, (1, 2, 3, 4, 5), 2.0),
+FULL: dict[str, tuple[int, int, int, float]] = {"cnn": (6, TRAIN, 50, 2.0), "resnet9": (64, TRAIN, 50, 2.0)}
+# scale: (seeds, {model: (width, images to train on, epochs, minutes a run)})
+SIZES: dict[str, tuple[tuple[int, ...], dict[str, tuple[int, int, int, float]]]] = {
+    "laptop": ((1, 2, 3), {"cnn": (6, TRAIN, 3, 0.7), "resnet9": (8, 10_000, 3, 0.8)}),
+    "gpu": ((1,), FULL),
+    "paper": ((1, 2, 3, 4, 5), FULL),
 }
 
 
 def runs(scale: str) -> Sequence[Computation]:
-    models, epochs, seeds, minutes = SIZES[scale]
+    seeds, models = SIZES[scale]
     found = []
-    for seed in seeds:
-        for model in models:
+    for model, (width, images, epochs, minutes) in models.items():
+        for seed in seeds:
             for optimizer, options in OPTIONS.items():
                 rate = RATE[model].get(optimizer, DEFAULT_RATE[model])
                 settings: Mapping[str, Any] = {
-                    "model": model, "optimizer": optimizer, "options": options | {"lr": rate}, "epochs": epochs,
-                    "seed": seed, **MODELS[model],
+                    "model": model, "width": width, "images": images, "optimizer": optimizer,
+                    "options": options | {"lr": rate}, "epochs": epochs, "seed": seed, **MODELS[model],
                 }  # fmt: skip
                 name = f"cifar/{model}-{optimizer}-{seed}"
                 found.append(Computation(name, scale, "table5", train, settings, minutes))
@@ -51,8 +53,10 @@ def runs(scale: str) -> Sequence[Computation]:
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     found: dict[tuple[str, str], dict[int, float]] = {}
+    sizes = {}
     for record in records.values():
         settings = record["settings"]
+        sizes[settings["model"]] = settings
         key = (settings["model"], settings["optimizer"])
         found.setdefault(key, {})[settings["seed"]] = record["final"]["accuracy"]
     rows = []
@@ -62,14 +66,19 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
                 difference = paired(found.get((model, "adam"), {}), seeds) if optimizer != "adam" else None
                 mean, error = PAPER["table5"][model][optimizer]
                 ours = [mean_and_spread([*seeds.values()], 2), str(difference or "")]
-                rows.append([model, label, str(len(seeds)), *ours, f"{mean:.2f} ± {error:.2f}"])
-    first = next(iter(records.values()))
+                rows.append([NAMES[model], label, str(len(seeds)), *ours, f"{mean:.2f} ± {error:.2f}"])
+    words = [
+        f"{NAMES[model]}: {s['epochs']} epochs over {s['images']:,} images"
+        + (f", {s['width']} of {FULL[model][0]} channels" if s["width"] != FULL[model][0] else "")
+        for model, s in sizes.items()
+    ]
     origins = " and ".join(sorted({record["data"] for record in records.values()}))
     header = ["model", "optimizer", "n", "test accuracy (%)", "minus Adam's", "paper"]
     return [
         Text(
-            f"{first['settings']['epochs']} epochs (the paper: 50), {origins}. Not given in the paper and chosen here: "
-            "betas (0.9, 0.99), eps 1e-8, no weight decay; shifts and mirror images for ResNet-9, none for the CNN."
+            f"{'; '.join(words)} (the paper: 50 epochs over 50,000). Data: {origins}. Not given in the paper and "
+            "chosen here: betas (0.9, 0.99), eps 1e-8, no weight decay; shifts and mirror images for ResNet-9, none "
+            "for the CNN."
         ),
         Table(header, rows),
     ]

@@ -49,9 +49,11 @@ def test_the_mirror_is_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data = np.frombuffer(b"".join(jpegs), np.uint8)
     np.savez(tmp_path / cifar.MIRROR, jpeg=data, offsets=offsets, labels=np.array([3, 1, 2]))
     monkeypatch.setenv("DATA_MIRROR", str(tmp_path))
-    pixels, labels, origin = cifar.images()
-    assert pixels.shape == (3, 3, 32, 32) and labels.tolist() == [3, 1, 2] and "JPEG" in origin
-    assert pixels.float().mean((1, 2, 3)).tolist() == pytest.approx([10, 200, 90], abs=2)
+    monkeypatch.setattr(cifar, "TRAIN", 2)  # and one to test on
+    for train, greys, expected in ((2, [10, 200, 90], [3, 1, 2]), (1, [10, 90], [3, 2])):
+        pixels, labels, origin = cifar.images(train)
+        assert pixels.shape == (train + 1, 3, 32, 32) and labels.tolist() == expected and "JPEG" in origin
+        assert pixels.float().mean((1, 2, 3)).tolist() == pytest.approx(greys, abs=2)
 
 
 @pytest.mark.parametrize("optimizer", table5.OPTIONS)
@@ -59,10 +61,9 @@ def test_each_optimizer_learns(optimizer: str, monkeypatch: pytest.MonkeyPatch) 
     """Images of one grey for each of two classes, told apart after an epoch."""
     labels = torch.arange(640) % 2
     pixels = (labels * 200).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
-    monkeypatch.setattr(cifar, "images", lambda: (pixels, labels, "made up"))
-    monkeypatch.setattr(cifar, "TRAIN", 512)
+    monkeypatch.setattr(cifar, "images", lambda train: (pixels, labels, "made up"))
     run = next(run for run in table5.runs("laptop") if run.settings["optimizer"] == optimizer)
-    result = cifar.train(dict(run.settings) | {"batch_size": 8, "epochs": 1, "augment": True})
+    result = cifar.train(dict(run.settings) | {"images": 512, "batch_size": 8, "epochs": 1, "augment": True})
     assert result["final"]["accuracy"] == 100
     learned = run.settings["options"].get("hyper_lr", {})
     start = run.settings["options"]
