@@ -3,7 +3,7 @@
     python train.py config/shakespeare_char.py config/tiny.py --out_dir=out/laptop/try
 
 As config/laptop.py, smaller and at a higher rate: figure 8's grid and the ablations take some eighty such runs.
-Expected: see experiments/report.md. Cost: 10 to 20 seconds on one CPU core; too small for compiling to pay.
+Expected: see experiments/report.md. Cost: 10 to 20 seconds on one CPU core.
 """
 
 base = "laptop.py"
@@ -18,3 +18,4 @@ min_lr = 4e-4
 warmup_iters = 50
 log_interval = 10
 eval_interval = 250
+compile = False  # too small for it to pay; to find out whether there is a compiler takes 3 seconds
