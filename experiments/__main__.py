@@ -83,6 +83,10 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
     wanted = {name: run for name, run in runs.items() if fnmatch.fnmatch(name, only)}
     absent = [run for run in wanted.values() if read(run) is None]
     print(f"{len(wanted)} runs at scale {scale}, {len(wanted) - len(absent)} recorded, {len(absent)} to go")
+    for run in [*absent]:  # a record is committed, a run's folder is not: some need that
+        source = run.after if isinstance(run, Computation) else run.of if isinstance(run, Evaluation) else None
+        if source is not None and source not in absent and not source.finished():
+            absent.insert(0, source)
     if scale == "paper":
         for run in absent:
             if isinstance(run, Training | Evaluation) and run.ready() and run.finished():

@@ -114,6 +114,7 @@ class Computation:
     function: Callable[[Mapping[str, Any]], Record]
     settings: Mapping[str, Any] = field(default_factory=dict)
     minutes: float = 1.0
+    after: Training | None = None  # the run whose folder it reads
 
     @property
     def path(self) -> Path:
@@ -124,7 +125,8 @@ class Computation:
         return {"settings": dict(self.settings)}
 
     def ready(self) -> bool:
-        return True
+        """Whether the run that it reads is finished and its folder here."""
+        return self.after is None or self.after.finished()
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "experiments", "compute", self.experiment, self.name, f"--scale={self.scale}"]
@@ -153,7 +155,7 @@ class Evaluation:
 
     @property
     def path(self) -> Path:
-        return self.of.path.with_name(f"{self.name}.json")
+        return RECORDS / self.of.scale / f"{self.name}.json"
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ ROWS = {
     "medium_mada": Row("MADA, 355M", "gpt2_medium_mada"),
 }
 SEEDS = {"laptop": (1, 2, 3), "gpu": (1, 2, 3), "paper": (5000,)}
-MINUTES = {"laptop": 3.0, "gpu": 1.0, "paper": 320.0}
+MINUTES = {"laptop": 1.7, "gpu": 1.0, "paper": 320.0}
 PAPER_LOSS: dict[str, float] = PAPER["table2"] | PAPER["table6"] | PAPER["table7"]
 
 
@@ -68,6 +68,16 @@ def runs(scale: str, keys: Sequence[str]) -> list[Training]:
                 )
             )
     return found
+
+
+def small_runs(scale: str) -> list[Training]:
+    """Models of GPT-2's tokens that a laptop can train, for tables 3 and 4."""
+    configs = {key: (f"config/{ROWS[key].config}.py", "config/tiny_words.py") for key in ("adam", "mada", "hyperadam")}
+    return [
+        Training(f"words/{key}-{seed}", scale, configs[key], {"seed": seed}, 1.0, curves=False)
+        for seed in SEEDS[scale]
+        for key in configs
+    ]
 
 
 def by_row(records: dict[str, Record]) -> dict[str, dict[int, Record]]:

@@ -8,35 +8,41 @@ from . import language
 from .compare import mean_and_spread
 from .frame import PAPER, Block, Evaluation, Experiment, Record, Table, Text, Training
 
+OTHERS = ("wikitext2", "lambada")
 KEYS = ("adam", "adan", "hyperadam", "lion", "avgrad", "mada", "mada_fs", "mada_poor", "adam_poor", "mada_rho0",
         "mada_rho0_fs", "medium_adam", "medium_mada")  # fmt: skip
-TEXTS = ("openwebtext", "wikitext2", "lambada")
+OWN = {"laptop": "openwebtext1k", "paper": "openwebtext"}  # the text that they are trained on
+MINUTES = {"laptop": 1.5, "paper": 5.0}  # an evaluation
 
 
 def runs(scale: str) -> Sequence[Training | Evaluation]:
-    """Only the paper's models read GPT-2's tokens: the small ones know the characters of Shakespeare."""
-    if scale != "paper":
+    """The models and their evaluations; a laptop's are not those of table 2, which know characters only."""
+    if scale not in OWN:
         return ()
-    models = language.runs(scale, KEYS)
-    return [*models, *(Evaluation(model, TEXTS) for model in models)]
+    models = language.runs(scale, KEYS) if scale == "paper" else language.small_runs(scale)
+    return [*models, *(Evaluation(model, (OWN[scale], *OTHERS), minutes=MINUTES[scale]) for model in models)]
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    texts = (OWN[scale], *OTHERS)
     found: dict[str, list[dict[str, float]]] = {}
     for name, record in records.items():
         if name.endswith("-perplexity"):
             rows = {row["dataset"]: row["perplexity"] for row in record["rows"]}
-            found.setdefault(name.removesuffix("-perplexity").rpartition("-")[0], []).append(rows)
+            key = name.removesuffix("-perplexity").removeprefix("words/").rpartition("-")[0]
+            found.setdefault(key, []).append(rows)
     lines = []
     for key in KEYS:
         if key in found:
-            paper = PAPER["table3"].get(key, [None] * len(TEXTS))
+            paper = PAPER["table3"].get(key, [None] * len(texts))
             cells = [language.ROWS[key].label, str(len(found[key]))]
-            for text, value in zip(TEXTS, paper, strict=True):
+            for text, value in zip(texts, paper, strict=True):
                 cells += [mean_and_spread([rows[text] for rows in found[key]]), "" if value is None else f"{value:.4f}"]
             lines.append(cells)
-    header = ["optimizer", "n", *(cell for text in TEXTS for cell in (f"perplexity, {text}", "paper"))]
+    header = ["optimizer", "n", *(cell for text in texts for cell in (f"perplexity, {text}", "paper"))]
     note = "The protocol is the paper's: every row of a text followed by end-of-text, windows side by side."
+    if scale == "laptop":
+        note += " These models are too small and too shortly trained to say more than that the machinery works."
     return [Text(note), Table(header, lines)] if lines else [Text("Trained, not evaluated yet.")]
 
 

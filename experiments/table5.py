@@ -29,7 +29,7 @@ DEFAULT_RATE = {"cnn": 1e-3, "resnet9": 1e-2}
 FULL: dict[str, tuple[int, int, int, float]] = {"cnn": (6, TRAIN, 50, 2.0), "resnet9": (64, TRAIN, 50, 2.0)}
 # scale: (seeds, {model: (width, images to train on, epochs, minutes a run)})
 SIZES: dict[str, tuple[tuple[int, ...], dict[str, tuple[int, int, int, float]]]] = {
-    "laptop": ((1, 2, 3), {"cnn": (6, TRAIN, 3, 0.7), "resnet9": (8, 10_000, 3, 0.8)}),
+    "laptop": ((1, 2, 3), {"cnn": (6, 20_000, 4, 0.5), "resnet9": (8, 5_000, 4, 0.5)}),
     "gpu": ((1,), FULL),
     "paper": ((1, 2, 3, 4, 5), FULL),
 }

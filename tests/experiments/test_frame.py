@@ -3,13 +3,15 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import data
 import experiments
-from experiments import EXPERIMENTS, figure8, frame, language, report, table3
-from experiments.__main__ import main
+from experiments import EXPERIMENTS, figure8, frame, language, report, table3, table4
+from experiments.__main__ import main, make
 from experiments.frame import ROOT, Computation, Evaluation, Training, distil, read, write
 
 RUN = Training("try-1", "laptop", ("config/a.py",), {"seed": 1})
@@ -86,7 +88,9 @@ def test_an_interrupted_run_goes_on(elsewhere: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_real_run_is_resumed_and_recorded(elsewhere: Path, corpus: str) -> None:
+def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
+    elsewhere: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (elsewhere / "train.py").symlink_to(ROOT / "train.py")
     settings = {
         "dataset": corpus, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "max_iters": 8,
@@ -116,10 +120,39 @@ def test_a_real_run_is_resumed_and_recorded(elsewhere: Path, corpus: str) -> Non
     assert evaluated is not None
     assert evaluated["rows"][0]["perplexity"] == pytest.approx(math.exp(record["final"]["val_loss"]), rel=0.05)
 
+    monkeypatch.setattr(table4, "ROOT", elsewhere)
+    monkeypatch.setattr(data, "open_dataset", lambda name, prepare, real=data.open_dataset: real(corpus))
+    settings = {"base": run.name, "optimizer": "mada", "options": table4.OPTIONS["mada"], "seed": 1, "steps": 20,
+                "batch_size": 2, "learning_rate": 0.01}  # fmt: skip
+    tuned = table4.finetune(settings)
+    assert tuned["final"]["loss_on_train"] < tuned["final"]["before"] - 0.05
+    assert tuned["final"]["before"] == pytest.approx(record["final"]["loss_on_train"], abs=1e-3)
+    written = {"settings": settings, **tuned}
+    adam = written | {"settings": settings | {"optimizer": "adam"}}
+    table = table4.show("laptop", {run.name: record, "finetune/mada-1": written, "finetune/adam-1": adam})[1]
+    assert isinstance(table, frame.Table)
+    assert [row[-1] for row in table.rows] == ["0.255", "0.276"] and "n = 1" in table.rows[0][3]
+
 
 def test_a_run_that_fails_says_why(elsewhere: Path) -> None:
     with pytest.raises(RuntimeError, match=r"No such file|can't open file"):
         RUN.execute({})
+
+
+def test_what_needs_the_folder_of_a_run_waits_for_it(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record is there, as in a fresh clone, and the run is not: it is made again."""
+    leave(RUN)
+    RUN.execute({})
+    evaluation = Evaluation(RUN, ("words",))
+    monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
+    experiment = replace(table3.EXPERIMENT, runs=lambda scale: [RUN, evaluation])
+    for path in RUN.out_dir.iterdir():
+        path.unlink()
+    done = []
+    monkeypatch.setattr(Training, "execute", lambda self, _: (done.append(self.name), leave(self)))
+    monkeypatch.setattr(Evaluation, "execute", lambda self, _: done.append(self.name))
+    assert make([experiment], "laptop", "*", 1) == 0
+    assert done == ["try-1", "try-1-perplexity"]
 
 
 def test_fixed_coefficients_come_from_the_finished_run(elsewhere: Path) -> None:
@@ -158,7 +191,7 @@ def test_the_area_of_a_plane() -> None:
 
 
 def test_table_3_stands_beside_the_papers() -> None:
-    rows = [{"dataset": name, "perplexity": 10.0 + i} for i, name in enumerate(table3.TEXTS)]
+    rows = [{"dataset": name, "perplexity": 10.0 + i} for i, name in enumerate(("openwebtext", *table3.OTHERS))]
     table = table3.show("paper", {"mada-5000": {}, "mada-5000-perplexity": {"rows": rows}})[1]
     assert isinstance(table, frame.Table)
     assert table.rows == [["MADA", "1", "10.0000", "17.8249", "11.0000", "61.2513", "12.0000", "74.2480"]]
@@ -205,7 +238,7 @@ def test_the_command_lists_what_is_missing(elsewhere: Path, capsys: pytest.Captu
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(EXPERIMENTS)
-    assert "0/36, 108 min to go" in lines[1]
+    assert "0/36, 61 min to go" in lines[1]
 
 
 def test_the_papers_scale_prints_commands(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
