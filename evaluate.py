@@ -121,9 +121,10 @@ def measure(protocol: str, dataset: str, cfg: Config, subject: Subject, world: W
     window = cfg.window or subject.model.config.block_size
     stride = (cfg.stride or math.ceil(window / 2)) if protocol == "strided" else None
     stream, windows = cut(protocol, dataset, split, subject, window, stride or window)
-    scores = perplexity.score(subject.model, stream, windows, cfg.batch_size, world, f"{protocol} {dataset}/{split}")
-    nll, tokens = math.fsum(scores.nll), int(windows.scored.sum())  # nats; fsum: exact, in any order
     last_word = protocol == "lm_eval" and dataset.startswith("lambada")
+    label = f"{protocol} {dataset}/{split}"
+    scores = perplexity.score(subject.model, stream, windows, cfg.batch_size, world, label, look=last_word)
+    nll, tokens = math.fsum(scores.nll), int(windows.scored.sum())  # nats; fsum: exact, in any order
     per, count = {True: ("last word", len(scores.nll))}.get(
         last_word, ("word", stream.words) if protocol == "lm_eval" else ("token", tokens)
     )

@@ -126,6 +126,8 @@ def test_greedy_is_true_of_what_the_model_would_say(model: GPT) -> None:
     scores = perplexity.score(model, stream, Windows.of([(0, 7, 5), (7, 7, 5), (7, 7, 2)]), 3, ALONE)
     rest = [nats(model, wrong[:t], wrong[t])[1] for t in (5, 6)]
     assert scores.greedy.tolist() == [True, False, all(rest)]
+    unseen = perplexity.score(model, stream, Windows.of([(0, 7, 5)]), 3, ALONE, look=False)
+    assert unseen.greedy.tolist() == [False] and unseen.nll[0] == pytest.approx(scores.nll[0], rel=1e-12)
 
 
 def test_the_size_of_batches_and_of_the_head_changes_nothing(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
