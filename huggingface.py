@@ -160,10 +160,11 @@ def find(name: str | Path) -> Path:
     for folder in (Path(name), mirrored(str(name))):
         if folder and (folder / "config.json").is_file():
             return folder
+    repository = name if "/" in str(name) else f"openai-community/{name}"  # OpenAI's own have one-word names
     raise CheckpointError(
         f"no weights {str(name)!r}: it is neither a folder with config.json nor one in DATA_MIRROR. For released ones,"
-        f" on a machine with internet: `hf download {name} config.json model.safetensors --local-dir mirror/{name}`,"
-        " and set DATA_MIRROR to that `mirror`"
+        f" on a machine with internet: `hf download {repository} config.json model.safetensors --local-dir"
+        f" mirror/{name}`, and set DATA_MIRROR to that `mirror`"
     )
 
 

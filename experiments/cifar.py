@@ -38,7 +38,7 @@ def images(train: int = TRAIN) -> tuple[Tensor, Tensor, str]:
     else:
         from datasets import load_dataset
 
-        parts = [load_dataset("cifar10", split=split) for split in ("train", "test")]
+        parts = [load_dataset("uoft-cs/cifar10", split=split) for split in ("train", "test")]
         pictures = [row["img"] for part in (parts[0].select(range(train)), parts[1]) for row in part]
         labels, origin = np.array([row["label"] for part in parts for row in part]), "Hugging Face's cifar10"
     labels = np.concatenate([labels[:train], labels[TRAIN:]])

@@ -201,7 +201,7 @@ def test_missing_files_are_named(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is no description of a GPT-2"):
         huggingface.load(folder)
-    with pytest.raises(CheckpointError, match=r"no weights 'gpt2-huge': .*`hf download gpt2-huge"):
+    with pytest.raises(CheckpointError, match=r"no weights 'gpt2-huge': .*`hf download openai-community/gpt2-huge"):
         huggingface.load("gpt2-huge")
 
 
