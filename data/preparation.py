@@ -90,13 +90,15 @@ def prepare(source: Source, folder: Path, *, shard_tokens: int = SHARD_TOKENS, t
     recipe = {"name": source.name, "tokenizer": source.tokenizer.name, "shard_tokens": shard_tokens, **source.origin}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        asked_again = (folder / "manifest.json").is_file()  # otherwise another process of this run has just made it
         with _alone_in(folder):
             if (folder / "manifest.json").is_file():
                 found = manifests.read_manifest(folder)
                 if (found.get("tokenizer"), found.get("source")) != (source.tokenizer.name, source.origin):
                     raise DataError(f"{folder} holds other data: delete it, or choose another folder with --out")
-                manifests.verify(folder, found)
-                print(f"{source.name}: prepared already, every shard has its checksum -> {folder}", file=sys.stderr)
+                if asked_again:
+                    manifests.verify(folder, found)
+                    print(f"{source.name}: prepared already, every shard has its checksum -> {folder}", file=sys.stderr)
                 return
             shards = _Shards(folder, recipe)
             _check_disk(folder, source.disk_bytes - shards.tokens() * DTYPE.itemsize)
