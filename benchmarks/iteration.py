@@ -32,6 +32,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "adamw": {},
     "adam": {},
     "mada": {"hyper_lr": SIX},
+    "mada_without_lion": {"hyper_lr": {name: rate for name, rate in SIX.items() if name != "gamma"}},
     "mada_weights_first": {"hyper_lr": SIX, "order": "weights_first"},
 }
 

@@ -9,8 +9,10 @@ record is a small JSON file in records/SCALE/, made from what a run wrote (metri
 committed, runs are not. Nothing in here imports train.py.
 """
 
-from . import ablations, figure1, figure3, figure5, figure8, figure9, proposition1, table2, table3, table4, table5
+from importlib import import_module
+
 from .frame import Experiment
 
-MODULES = (table2, table3, table4, table5, figure3, figure5, figure8, figure9, figure1, proposition1, ablations)
-EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
+NAMES = ("table2", "table3", "table4", "table5", "figure3", "figure5", "figure8", "figure9", "figure1", "proposition1",
+         "appendix_d", "ablations")  # fmt: skip
+EXPERIMENTS: dict[str, Experiment] = {name: import_module(f".{name}", __package__).EXPERIMENT for name in NAMES}
