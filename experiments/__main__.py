@@ -7,7 +7,7 @@ import fnmatch
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -59,16 +59,22 @@ def main(argv: Sequence[str]) -> int:
 def list_experiments() -> None:
     """For each scale: runs that have a record, of how many, and what the missing ones cost."""
     print(f"{'name':14}" + "".join(f"{scale:>24}" for scale in SCALES) + "   title")
-    for experiment in EXPERIMENTS.values():
+    rows = {e.name: (e.title, [e.runs(scale) for scale in SCALES]) for e in EXPERIMENTS.values()}
+    rows["all"] = ("each run once: some are shared", [[*all_runs(EXPERIMENTS.values(), s).values()] for s in SCALES])
+    for name, (title, scales) in rows.items():
         cells = []
-        for scale in SCALES:
-            runs = experiment.runs(scale)
+        for runs in scales:
             absent = [run for run in runs if read(run) is None]
             cells.append(
                 "" if not runs else f"{len(runs) - len(absent)}/{len(runs)}"
                 + (f", {cost(absent)} to go" if absent else "")
             )  # fmt: skip
-        print(f"{experiment.name:14}" + "".join(f"{cell:>24}" for cell in cells) + f"   {experiment.title}")
+        print(f"{name:14}" + "".join(f"{cell:>24}" for cell in cells) + f"   {title}")
+
+
+def all_runs(chosen: Iterable[Experiment], scale: str) -> dict[str, Run]:
+    """{name: run} of all of them."""
+    return {run.name: run for experiment in chosen for run in experiment.runs(scale)}
 
 
 def cost(runs: Sequence[Run]) -> str:
@@ -79,8 +85,7 @@ def cost(runs: Sequence[Run]) -> str:
 
 def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) -> int:
     """Run what has no record yet; at the paper's scale print the commands instead, but record what is finished."""
-    runs = {run.name: run for experiment in chosen for run in experiment.runs(scale)}  # some share runs
-    wanted = {name: run for name, run in runs.items() if fnmatch.fnmatch(name, only)}
+    wanted = {name: run for name, run in all_runs(chosen, scale).items() if fnmatch.fnmatch(name, only)}
     absent = [run for run in wanted.values() if read(run) is None]
     print(f"{len(wanted)} runs at scale {scale}, {len(wanted) - len(absent)} recorded, {len(absent)} to go")
     for run in [*absent]:  # a record is committed, a run's folder is not: some need that
@@ -115,11 +120,11 @@ def execute(runs: Sequence[Run], jobs: int, environment: dict[str, str]) -> int:
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(run.execute, environment): run for run in runs}
         try:
-            for future in as_completed(waiting):
+            for i, future in enumerate(as_completed(waiting), 1):
                 run = waiting[future]
                 error = future.exception()
                 failed += error is not None
-                print(f"{run.name}: {error or f'recorded in {run.path.relative_to(ROOT)}'}", flush=True)
+                print(f"{i}/{len(runs)} {run.name}: {error or f'recorded in {run.path.relative_to(ROOT)}'}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

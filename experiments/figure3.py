@@ -10,7 +10,8 @@ from .compare import mean
 from .frame import Block, Experiment, Figure, Record, Training
 from .style import COLORS, axes_of
 
-KEYS = ("adam", "hyperadam", "mada", "mada_shakespeare", "avgrad", "adan", "lion", "mada_poor", "adam_poor")
+KEYS = ("adam", "hyperadam", "mada", "mada_shakespeare", "mada_rho0", "avgrad", "adan", "lion", "mada_poor",
+        "adam_poor")  # fmt: skip
 
 
 def runs(scale: str) -> Sequence[Training]:

@@ -18,10 +18,14 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; m
        padding: 0 1rem; }
 h2 { margin-top: 3rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 .question { font-style: italic; } .scale { color: #555; font-size: .9rem; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #555; font-size: .9rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; } img { min-width: 38rem; max-width: 100%; height: auto; } figure { margin: 1rem 0; }
+figcaption { color: #555; font-size: .9rem; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
-td { white-space: nowrap; }
+th { vertical-align: bottom; } td { white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; white-space: normal; min-width: 11rem; }
+@media (max-width: 40rem) { body { margin: 1rem auto; } h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; }
+       th:first-child, td:first-child { min-width: 7rem; } }
 """
 ABOUT = {
     "laptop": "a small model on a processor, minutes a run",
@@ -46,7 +50,7 @@ def state(experiment: Experiment) -> list[str]:
 def commits(found: Iterable[Record]) -> str:
     """Which versions of this repository made the records."""
     marks = {str(record["commit"]).partition("-")[::2] for record in found}  # (commit, "dirty" or nothing)
-    names = sorted(commit[:12] + ("-dirty" if dirty else "") for commit, dirty in marks)
+    names = sorted(commit[:7] + ("-dirty" if dirty else "") for commit, dirty in marks)
     note = " (dirty: with changes that were not committed)" if any(dirty for _, dirty in marks) else ""
     return f"made at {'commit' if len(names) == 1 else 'commits'} {', '.join(names)}{note}"
 
@@ -68,12 +72,13 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
     for words in opening:
         lines += [words, ""]
     parts = [f"<h1>{TITLE}</h1>", *(f"<p>{rich(words)}</p>" for words in opening)]
-    contents = [f'<li><a href="#{e.name}">{html.escape(e.title)}</a></li>' for e in experiments]
-    parts.append(f"<ul>{''.join(contents)}</ul>")
     header = ["experiment", "name", *(f"recorded, {scale}" for scale in SCALES)]
     overview = Table(header, [state(experiment) for experiment in experiments])
     for text, into in zip(render(overview, "", figures), (lines, parts), strict=True):
         into += [text, ""]
+    for e in experiments:
+        title = html.escape(e.title)
+        parts[-2] = parts[-2].replace(f"<td>{title}</td>", f'<td><a href="#{e.name}">{title}</a></td>')
     for experiment in experiments:
         lines += [f"## {experiment.title}", "", f"*{experiment.question}*", ""]
         parts += [f'<h2 id="{experiment.name}">{html.escape(experiment.title)}</h2>',
@@ -134,7 +139,8 @@ def render(block: Block, scale: str, figures: Path) -> tuple[str, str]:
     caption = html.escape(block.caption)
     return (
         f"![{block.caption}](figures/{path.name})\n\n{block.caption}",
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>',
+        f'<figure><div class="wide"><img alt="{caption}" src="data:image/png;base64,{data}"></div>'
+        f"<figcaption>{caption}</figcaption></figure>",
     )
 
 
