@@ -3,7 +3,8 @@
 A checkpoint is `ckpt_000500.pt` and `ckpt_000500.json`, with its step, validation loss, size and sha256. Both reach the
 disk under a temporary name and are renamed into place, the .pt last: with that one rename the checkpoint is there, and
 a run killed at any moment leaves complete checkpoints only. The .pt holds tensors and plain data and is only ever read
-with `weights_only=True`, which cannot run code.
+with `weights_only=True`, which cannot run code. A sharded run writes a folder `ckpt_000500.shards` in place of the .pt
+(sharded.py); everything below reads either.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from typing import IO, Any
 
 import torch
 
+from optim.flat import part, share, whole
+
+KINDS = (".pt", ".shards")
 FORMAT = "nanomada-1"  # changes when an older reader would misread what is written
 
 
@@ -36,14 +40,13 @@ class Checkpoint:
     step: int
     val_loss: float | None  # at this very step, None where it was not measured
     size: int  # bytes
-    sha256: str
+    sha256: str  # of a folder: of the list of its files in the json
 
 
 def save(out_dir: str | Path, step: int, val_loss: float | None, content: dict[str, Any], keep: int) -> Checkpoint:
     """Write a checkpoint, then delete older ones but the newest `keep`, the best, and the newest that has a val_loss,
     to which a run goes back before a loss spike."""
     path = Path(out_dir) / f"ckpt_{step:06d}.pt"
-    described = path.with_suffix(".json")
     with _temporary(path) as temporary:
         with temporary.open("wb") as file:
             hashed = _Hashed(file)
@@ -53,20 +56,63 @@ def save(out_dir: str | Path, step: int, val_loss: float | None, content: dict[s
                 raise hashed.error or error from None  # torch reports a full disk as an error of its own
             _sync(file)
         facts = {"step": step, "val_loss": val_loss, "size": hashed.size, "sha256": hashed.digest.hexdigest()}
-        with _temporary(described) as small:
-            with small.open("wb") as file:
-                file.write((json.dumps(facts) + "\n").encode())
-                _sync(file)
-            os.replace(small, described)
-        os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the new names themselves are only on disk when their folder is
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    with contextlib.suppress(OSError, CheckpointError):  # an old file that stays must not end a run
-        _prune(Path(out_dir), keep)
+        _publish(temporary, path, facts, keep)
     return _described(path)
+
+
+def save_shards(out_dir: str | Path, step: int, val_loss: float | None, content: dict[str, Any], keep: int) -> None:
+    """The same by all processes of a sharded run together. Raises OSError on all of them if one could not write."""
+    import torch.distributed as dist
+
+    import sharded
+
+    path = Path(out_dir) / f"ckpt_{step:06d}.shards"
+    partial = path.with_name(f".{path.name}.tmp")
+    outcome: list[OSError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            _remove(partial)  # of a run that was killed while it saved
+            partial.mkdir()
+        except OSError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome)
+    if outcome[0]:
+        raise outcome[0]
+    try:
+        files = sharded.write(partial, {"format": FORMAT, "step": step, **content})
+        if dist.get_rank() == 0:
+            try:
+                size = sum(size for size, _ in files.values())
+                facts = {"step": step, "val_loss": val_loss, "size": size, "sha256": _digest(files), "files": files}
+                _sync_folder(partial)
+                if path.exists():  # saved before its step was measured
+                    path.rename(path.with_name(f".{path.name}.old.tmp"))
+                _publish(partial, path, facts, keep)
+            except OSError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome)
+        if outcome[0]:
+            raise outcome[0]
+    finally:
+        if dist.get_rank() == 0:
+            with contextlib.suppress(OSError):
+                _remove(partial)
+
+
+def _publish(temporary: Path, path: Path, facts: dict[str, Any], keep: int) -> None:
+    """The json, then the one rename that makes a checkpoint of `temporary`, then old ones go."""
+    described = path.with_suffix(".json")
+    with _temporary(described) as small:
+        with small.open("wb") as file:
+            file.write((json.dumps(facts) + "\n").encode())
+            _sync(file)
+        os.replace(small, described)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)  # the new names themselves are only on disk when their folder is
+    with contextlib.suppress(OSError, CheckpointError):  # an old file that stays must not end a run
+        for other in (path.with_suffix(kind) for kind in KINDS if kind != path.suffix):  # the json is not its own now
+            _remove(other)
+        _prune(path.parent, keep)
 
 
 def find(out_dir: str | Path) -> list[Checkpoint]:
@@ -107,11 +153,11 @@ def choose(init_from: str, out_dir: str | Path) -> tuple[dict[str, Any] | None, 
     if init_from == "scratch":
         return None, []
     if init_from not in ("resume", "auto"):
-        return load(_described(Path(init_from))), []
+        return load(_described(Path(init_from)), parts=()), []
     damaged: list[str] = []
     for path in reversed(_paths(out_dir)):
         try:
-            return load(_described(path)), damaged
+            return load(_described(path), parts=()), damaged
         except CheckpointError as error:
             damaged.append(str(error))
     if init_from == "resume":
@@ -119,10 +165,19 @@ def choose(init_from: str, out_dir: str | Path) -> tuple[dict[str, Any] | None, 
     return None, damaged
 
 
-def load(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU, after its checksum was verified."""
+def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU, after its checksum was verified.
+
+    Args:
+        parts: of a folder of shards these alone are read; without "model" its path is there as "shards", for `restore`.
+    """
     path = checkpoint.path
     try:
+        if path.is_dir():
+            content = _load_shards(checkpoint, parts)
+            if content.get("format") != FORMAT:
+                raise CheckpointError(f"{path} is no checkpoint of this project (its format is not {FORMAT!r})")
+            return content
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != checkpoint.sha256:
@@ -139,6 +194,17 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this project (its format is not {FORMAT!r})")
     return content
+
+
+def _load_shards(checkpoint: Checkpoint, parts: tuple[str, ...]) -> dict[str, Any]:
+    import sharded
+
+    path = checkpoint.path
+    files = {name: tuple(facts) for name, facts in _facts(path)["files"].items()}
+    found = sharded.described([path / name for name in files])
+    if wrong := [name for name in files if found[name] != files[name]]:
+        raise CheckpointError(f"{path} is damaged (sha256 of {wrong[0]} is not that of its json)")
+    return sharded.read(path, parts) | ({} if "model" in parts else {"shards": str(path)})
 
 
 def changes(saved: dict[str, Any], identity: dict[str, Any], config: dict[str, Any]) -> list[str]:
@@ -160,9 +226,15 @@ def changes(saved: dict[str, Any], identity: dict[str, Any], config: dict[str, A
 def restore(saved: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's weights and optimizer state in place, and out of `saved`, which a run keeps for its facts."""
     decay = [group["weight_decay"] for group in optimizer.param_groups]
-    model.load_state_dict(saved.pop("model"))
     try:
-        optimizer.load_state_dict(saved.pop("optimizer"))
+        if "shards" in saved:
+            import sharded
+
+            sharded.fill(Path(saved["shards"]), saved["optimizer"], model, optimizer)
+        else:
+            own, whole_ones = model.state_dict(), saved.pop("model")
+            model.load_state_dict({name: whole(share(t, own[name]), own[name]) for name, t in whole_ones.items()})
+            optimizer.load_state_dict(saved.pop("optimizer"))
     except ValueError as error:  # a coefficient that rested where it does nothing has no state there, for instance
         raise CheckpointError(f"the checkpoint in {saved['config']['out_dir']} does not fit: {error}") from None
     for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
@@ -183,17 +255,19 @@ def space_problem(out_dir: str | Path, content: Any, keep: int) -> str | None:
 def _bytes(content: Any, seen: set[int]) -> int:
     """Of all tensors in nested dicts and lists; a buffer that several of them share counts once, as in the file."""
     if isinstance(content, torch.Tensor):
-        storage = content.untyped_storage()
+        storage = part(content).untyped_storage()
         new = storage.data_ptr() not in seen
         seen.add(storage.data_ptr())
+        if part(content) is not content:  # the other parts will lie in the same folder
+            return content.numel() * content.element_size() if new else 0
         return storage.nbytes() if new else 0
     parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
     return sum(_bytes(part, seen) for part in parts)
 
 
 def _paths(out_dir: str | Path) -> list[Path]:
-    """The .pt that have a json, oldest step first."""
-    names = (path.with_suffix(".pt") for path in Path(out_dir).glob("ckpt_*.json"))
+    """The .pt and .shards that have a json, oldest step first."""
+    names = (path.with_suffix(kind) for path in Path(out_dir).glob("ckpt_*.json") for kind in KINDS)
     paths = [path for path in names if re.fullmatch(r"ckpt_\d+", path.stem) and path.exists()]
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("ckpt_")))
 
@@ -204,9 +278,10 @@ def _nothing(out_dir: str | Path) -> CheckpointError:
 
 def _described(path: Path) -> Checkpoint:
     try:
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        facts = _facts(path)
         checkpoint = Checkpoint(path, facts["step"], facts["val_loss"], facts["size"], facts["sha256"])
-        complete = path.stat().st_size == checkpoint.size
+        files = [path / name for name in facts["files"]] if path.is_dir() else [path]
+        complete = sum(file.stat().st_size for file in files) == checkpoint.size
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path} has no readable json beside it") from None
     if not complete:
@@ -214,18 +289,36 @@ def _described(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _facts(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def _digest(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder: as one step, so that no half of it looks like a whole."""
+    if path.is_dir():
+        hidden = path if path.name.endswith(".tmp") else path.rename(path.with_name(f".{path.name}.gone.tmp"))
+        shutil.rmtree(hidden)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _prune(out_dir: Path, keep: int) -> None:
     for leftover in out_dir.glob(".ckpt_*.tmp"):  # of a run that was killed while it saved
-        leftover.unlink(missing_ok=True)
+        _remove(leftover)
     found = find(out_dir)
     validated = [checkpoint for checkpoint in found if checkpoint.val_loss is not None]
     kept = {checkpoint.path for checkpoint in [*found[-keep:], *validated[-1:], best(out_dir)]}
     for checkpoint in found:
         if checkpoint.path not in kept:
             with contextlib.suppress(OSError):  # go on with the others
-                checkpoint.path.unlink()
+                _remove(checkpoint.path)
     for described in out_dir.glob("ckpt_*.json"):  # last: a run killed before this line does it the next time
-        if re.fullmatch(r"ckpt_\d+", described.stem) and not described.with_suffix(".pt").exists():
+        gone = not any(described.with_suffix(kind).exists() for kind in KINDS)
+        if re.fullmatch(r"ckpt_\d+", described.stem) and gone:
             described.unlink(missing_ok=True)
 
 
@@ -263,3 +356,11 @@ def _temporary(path: Path) -> Iterator[Path]:
 def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

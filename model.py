@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 IGNORE = -1  # a target with this value is left out of the loss (padding of the last validation batch)
 
@@ -77,17 +78,32 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's, for weights that are bfloat16 where the residual stream is float32 (FSDP hands them over so)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: both halves add to the residual stream."""
 
+    recompute = False
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = LayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.recompute and self.training:
+            return checkpoint(self.halves, x, use_reentrant=False)
+        return self.halves(x)
+
+    def halves(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -147,6 +163,12 @@ class GPT(nn.Module):
         for block in blocks:
             x = block(x)
         return self.transformer["ln_f"](x)
+
+    def recompute(self, on: bool) -> None:
+        """Let the blocks keep only their input for the backward pass, which then computes the rest once more."""
+        blocks: Any = self.transformer["h"]
+        for block in blocks:
+            block.recompute = on
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) -> logits (..., P), those of the padding rows minus infinity."""

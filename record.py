@@ -23,7 +23,7 @@ from typing import Any
 
 from configurator import ConfigError
 
-RUN_FILES = (".pt", ".json", ".csv", ".png", "wandb", "wandb_id")  # how the names of what a run writes end
+RUN_FILES = (".pt", ".shards", ".json", ".csv", ".png", "wandb", "wandb_id")  # how the names of what a run writes end
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
 Row = dict[str, float | int | None]
 
@@ -102,7 +102,8 @@ def claim(folder: str, keep: int | None) -> None:
         if keep is None:
             old = [path for path in out_dir.iterdir() if path.name.endswith(RUN_FILES)]
         else:
-            stems = {path.stem for path in out_dir.glob("ckpt_*.pt") if int(re.sub(r"\D", "", path.stem) or 0) > keep}
+            stems = {path.stem for path in out_dir.glob("ckpt_*") if path.suffix in (".pt", ".shards")
+                     and int(re.sub(r"\D", "", path.stem) or 0) > keep}  # fmt: skip
             old = [path for path in out_dir.glob("ckpt_*") if path.name.partition(".")[0] in stems]
         if old:
             previous = out_dir / f"previous-{1 + len(list(out_dir.glob('previous-*')))}"

@@ -117,6 +117,12 @@ class Config:
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], "of matmuls; weights stay float32; auto: bfloat16 on a GPU that has it"
     ] = "auto"
+    parallel: Annotated[
+        Literal["ddp", "fsdp"], "of several processes each has the whole model (ddp) or a part of it (fsdp)"
+    ] = "ddp"
+    recompute: Annotated[
+        bool, "keep little of a block for the backward pass, compute it again: less memory, about a third more time"
+    ] = False
     compile: Annotated[
         bool | None, "torch.compile: True model and optimizer, False neither, None optimizer, and model on a GPU"
     ] = None
@@ -135,7 +141,7 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
                  "spike_deviations"):
         if values[name] < 0:
             yield name, f"{name}={values[name]} must be 0 or more"
-    if cfg.init_from not in ("scratch", "resume", "auto") and not cfg.init_from.endswith(".pt"):
+    if cfg.init_from not in ("scratch", "resume", "auto") and not cfg.init_from.endswith(checkpoint.KINDS):
         yield "init_from", f"init_from={cfg.init_from!r} must be scratch, resume, auto or the path of a ckpt_*.pt"
     if cfg.n_head > 0 and cfg.n_embd % cfg.n_head:
         yield "n_embd n_head", f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}"
@@ -201,11 +207,16 @@ def learning_rate(step: int, cfg: Config) -> float:
     return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
 
 
+def sharded(cfg: Config, world: World) -> bool:
+    """Whether each process has only a part of the model."""
+    return cfg.parallel == "fsdp" and world.size > 1
+
+
 def accumulate(net: Any, tokens: Tokens, step: int, cfg: Config, world: World) -> torch.Tensor:
     """Add up the gradient of the mean loss over the global batch of a step; return this process's share of that mean.
 
     The global batch is gradient_accumulation_steps micro-batches of batch_size rows. Each process takes its part of
-    them, and DDP averages the gradients with the last one.
+    them, and DDP averages the gradients with the last one (FSDP with each: no process has room for a whole gradient).
     """
     part = cfg.gradient_accumulation_steps // world.size
     total = torch.zeros((), device=world.device)
@@ -215,7 +226,7 @@ def accumulate(net: Any, tokens: Tokens, step: int, cfg: Config, world: World) -
         x, y = train_batch(tokens, cfg.seed, step, rows, cfg.block_size)  # (B, T) each
         if cfg.dropout:  # the masks belong to the micro-batch, whichever process works on it
             torch.manual_seed(int(np.random.SeedSequence((cfg.seed, step, micro)).generate_state(1, np.uint64)[0]))
-        with net.no_sync() if world.size > 1 and i < part - 1 else nullcontext():
+        with net.no_sync() if isinstance(net, DistributedDataParallel) and i < part - 1 else nullcontext():
             with world.autocast():
                 loss = net(world.move(x), world.move(y))[1]
             (loss / part).backward()
@@ -234,7 +245,10 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     net.eval()
     for first in range(world.rank * B, len(starts) + world.rank * B, world.size * B):  # as many passes for everyone
-        if signals.asked():
+        leaving = signals.asked()
+        if sharded(cfg, world):  # no process can go through a model alone
+            leaving = world.sum(torch.zeros_like(total), leaving)[1]
+        if leaving:
             break
         window = torch.from_numpy(tokens.windows(starts[first : first + B], T + 1))  # (n, T + 1), n is B but at the end
         x, y = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), IGNORE)  # always (B, T): nothing recompiles
@@ -264,7 +278,8 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
         raise ConfigError(f"the checkpoint in {cfg.out_dir} is at step {start}, beyond max_iters={cfg.max_iters}")
     if not world.same(start):  # after which all have read: claim moves files
         raise CheckpointError(f"the processes do not see the same checkpoints: out_dir={cfg.out_dir!r} must be shared")
-    elsewhere = init_from.endswith(".pt") and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
+    named = init_from.endswith(checkpoint.KINDS)
+    elsewhere = named and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
     if world.rank == 0:
         for line in damaged:
             print(f"train.py: passing over a checkpoint: {line}", file=sys.stderr)
@@ -279,12 +294,17 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
     model = GPT(model_config).to(world.device)
     problem = parallel.compiler_problem(world.device) if cfg.compile is not False else "not asked for"
     arguments = optimizer_arguments(cfg, False if problem else cfg.compile)
+    compiled = problem is None and (cfg.compile or world.device.type == "cuda")
+    model.recompute(cfg.recompute)
+    if sharded(cfg, world):
+        from sharded import shard  # two seconds of imports that only this needs
+
+        shard(model, world, compiled)
     optimizer: Any = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), **arguments)
     if saved:
         checkpoint.restore(saved, model, optimizer)
-    compiled = problem is None and (cfg.compile or world.device.type == "cuda")
-    net: Any = torch.compile(model) if compiled else model
-    averaging = DistributedDataParallel(net) if world.size > 1 else net
+    net: Any = torch.compile(model) if compiled and not sharded(cfg, world) else model
+    averaging = DistributedDataParallel(net) if world.size > 1 and not sharded(cfg, world) else net
 
     spikes = Spikes(**saved.get("spikes", {})) if saved else Spikes()
     if back:
@@ -374,20 +394,24 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
 
         is_best = measured is not None and measured < best_val
         due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
-        if recorder and step and (leaving or last or due or is_best or (validate and cfg.always_save_checkpoint)):
+        save_now = leaving or last or due or is_best or (validate and cfg.always_save_checkpoint)
+        if step and save_now and (recorder or sharded(cfg, world)):
             content = {
                 "config": dataclasses.asdict(cfg),
                 "model_config": dataclasses.asdict(model.config),
-                "model": model.state_dict(),
+                "model": model.state_dict(keep_vars=sharded(cfg, world)),  # which tell what is tied
                 "optimizer": optimizer.state_dict(),
                 "seconds": seconds + time.perf_counter() - begun,
                 "pending_loss": train_loss if leaving and report else None,
                 "spikes": dataclasses.asdict(spikes),
             }
+            save = checkpoint.save_shards if sharded(cfg, world) else checkpoint.save
             try:
-                checkpoint.save(cfg.out_dir, step, measured, content, cfg.keep_checkpoints)
+                save(cfg.out_dir, step, measured, content, cfg.keep_checkpoints)
             except OSError as error:
-                recorder.say(f"step {step} is not saved ({error.strerror}); the checkpoints before it are as they were")
+                failed = f"step {step} is not saved ({error.strerror}); the checkpoints before it are as they were"
+                if recorder:
+                    recorder.say(failed)
         best_val = val_loss if is_best else best_val
         if leaving:
             world.sum(loss)  # nobody goes before the first process has saved: torchrun ends the others with the first

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .flat import Bucket
+from .flat import Bucket, Kind, share, whole
 from .rule import Coefficient
 from .sweep import Sweep
 
 COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
 ORDERS = ("coefficients_first", "weights_first")
+COLUMNS = ("step", "waiting", "lr_made")  # in a parameter's state: one value, in each of its rows
 
 
 class Scalars(NamedTuple):
@@ -195,17 +196,17 @@ class RuleOptimizer(Optimizer):
             self._adopt(self.param_groups[-1:])
 
     def _adopt(self, groups: list[dict[str, Any]]) -> None:
-        kinds = dict.fromkeys((p.device, p.dtype) for group in groups for p in group["params"])
-        for device, dtype in kinds:
-            if not dtype.is_floating_point:
-                raise ValueError(f"{type(self).__name__}: parameters of dtype {dtype} cannot be optimized")
-            bucket = Bucket(groups, device, dtype, self.State, self.fields, self._half, learning=bool(self.learned))
+        for kind in dict.fromkeys(Kind.of(p) for group in groups for p in group["params"]):
+            if not kind.dtype.is_floating_point:
+                raise ValueError(f"{type(self).__name__}: parameters of dtype {kind.dtype} cannot be optimized")
+            bucket = Bucket(groups, kind, self.State, self.fields, self._half, learning=bool(self.learned))
             self.buckets.append(bucket)
+            matrices = bucket.states if bucket.pending is None else bucket.states | {"pending": bucket.pending}
+            columns = dict(zip(COLUMNS, (bucket.t, bucket.waiting, bucket.lr_made), strict=True))
             for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.rows, strict=True)):
+                if p.numel():
+                    self.state[p] = {k: bucket.view(matrix, i) for k, matrix in matrices.items()}
                 if row < end:
-                    named = bucket.states if bucket.pending is None else bucket.states | {"pending": bucket.pending}
-                    columns = {"step": bucket.t, "waiting": bucket.waiting, "lr_made": bucket.lr_made}
-                    self.state[p] = {k: bucket.view(matrix, i) for k, matrix in named.items()}
                     self.state[p] |= {k: column[row:end] for k, column in columns.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -235,13 +236,14 @@ class RuleOptimizer(Optimizer):
             bucket.follow_groups()
 
         if self._watch:
-            sums = self._total([self._sweep(self._probe, b, self._scalars, *b.read(), b.lr_made) for b in buckets])
+            sums = self._total({b: self._sweep(self._probe, b, self._scalars, *b.read(), b.lr_made) for b in buckets})
             self._scalars = self._sweep(self._judge, None, self._scalars, sums[-1])
             if self.order == "coefficients_first":
                 self._learn_from(sums[:-1])
         for b in buckets:
             columns = self._sweep(self._update, b, self._scalars, *b.read(), b.x, b.lr, b.decay, b.lr_made)
             torch._foreach_copy_([b.t, b.waiting, b.lr_made], columns)
+            b.hand_out()
         if self._watch:
             now = self._scalars
             self._scalars = now._replace(
@@ -252,9 +254,13 @@ class RuleOptimizer(Optimizer):
                 self._learn_from(sums[:-1])
         return loss
 
-    def _total(self, sums: list[Tensor]) -> Tensor:
-        """The buckets' sums, added up."""
-        return sums[0] if len(sums) == 1 else torch.stack([s.to(self._device) for s in sums]).sum(0)
+    def _total(self, sums: dict[Bucket, Tensor]) -> Tensor:
+        """The buckets' sums, added up: K + 1 numbers, the only ones that processes with parts tell each other."""
+        for bucket, s in sums.items():
+            for group in bucket.groups:
+                torch.distributed.all_reduce(s, group=group)
+        parts = [s.to(self._device) for s in sums.values()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
     def _learn_from(self, h: Tensor) -> None:
         if self.learned:
@@ -365,16 +371,22 @@ class RuleOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
-        it. In `state` each matrix is a view in the parameter's shape, each column a part of shape (rows, 1)."""
+        it. In `state` each matrix is a view in the parameter's shape (a DTensor where that is one), each column (1, 1).
+        """
         known = {"rule": self.advance.__qualname__, "learned": list(self.learned), "steps": self.steps}
         scalars = known | self._scalars._asdict()
         del scalars["fixed"]
-        return super().state_dict() | {"scalars": scalars}
+        params = [p for group in self.param_groups for p in group["params"]]
+        state = {
+            i: {k: v[:1] if k in COLUMNS else whole(v, p) for k, v in self.state[p].items()}
+            for i, p in enumerate(params) if p in self.state
+        }  # fmt: skip
+        return super().state_dict() | {"state": state, "scalars": scalars}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """Copy a state in, whatever device and dtype it was saved from. The values of fixed coefficients and the hyper
-        rates stay those of this optimizer. Raises ValueError if the state is that of another rule or other parameters.
-        """
+        """Copy a state in, whatever device and dtype it was saved from, laid out as the parameters are or whole. The
+        values of fixed coefficients and the hyper rates stay those of this optimizer. Raises ValueError if the state is
+        that of another rule or other parameters."""
         name = type(self).__name__
         if "scalars" not in state_dict:
             raise ValueError(f"{name}: this state is not of one of these optimizers: {sorted(state_dict)}")
@@ -389,14 +401,14 @@ class RuleOptimizer(Optimizer):
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         saved = dict(zip(params, (state_dict["state"].get(i, {}) for i in ids), strict=True))
-        pairs = [(self.state[p], saved[p]) for p in params if p in self.state]
-        for mine, its in pairs:
-            shapes, others = ({k: tuple(v.shape) for k, v in d.items()} for d in (mine, its))
+        for p in self.state:
+            shapes = {k: tuple(p.shape) for k in self.state[p] if k not in COLUMNS}
+            others = {k: tuple(v.shape) for k, v in saved[p].items() if k not in COLUMNS}
             if shapes != others:
                 raise ValueError(f"{name}: a parameter's state {others} does not fit {shapes}")
-        for mine, its in pairs:
+        for p, mine in self.state.items():
             for k, target in mine.items():
-                target.copy_(its[k])
+                target.copy_(saved[p][k][:1] if k in COLUMNS else share(saved[p][k], p))
         for group, its in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in its.items() if k != "params"})
         scalars = state_dict["scalars"]

@@ -1,0 +1,71 @@
+"""Processes of runs, for tests: forked from one that has imported everything, because importing is what costs.
+
+    python tests/ranks.py FOLDER < [{"ranks": 2, "argv": [...], "patch": "code that each rank begins with"}, ...]
+
+One line of JSON for each run: the exit codes, and from each rank its coefficients and the sum of its part of the model.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch
+import torch._dynamo
+
+import sharded  # noqa: F401 (it and the line above here, so that no rank imports them)
+import train
+
+torch.set_num_threads(1)
+sys.modules["plot"] = None  # type: ignore[assignment]  # a second of matplotlib at the end of every run
+
+
+def work(rank: int, job: dict, record: Path, build=train.build_optimizer) -> int:
+    built = []
+
+    def keep(*args, **kwargs):
+        built.append(build(*args, **kwargs))
+        return built[-1]
+
+    train.build_optimizer = keep
+    exec(job.get("patch", ""), {"rank": rank})
+    code = train.main(job["argv"])
+    if code == 0:
+        sums = [bucket.x.double().sum().item() for bucket in built[-1].buckets]
+        record.write_text(json.dumps([built[-1].coefficients, sums]))
+    return code
+
+
+def run(job: dict, folder: Path) -> dict:
+    ranks = job["ranks"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    records = [folder / f"{rank}.json" for rank in range(ranks)]
+    codes: dict[int, int | None] = {}
+    for rank, record in enumerate(records):
+        record.unlink(missing_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            if ranks > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            os._exit(work(rank, job, record))
+        codes[pid] = None
+    while None in codes.values():
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+        if codes[pid] not in (0, 130):  # as torchrun: when one dies, the others go
+            for other in [pid for pid, code in codes.items() if code is None]:
+                os.kill(other, signal.SIGKILL)
+    found = [json.loads(record.read_text()) if record.exists() else None for record in records]
+    return {"codes": [*codes.values()], "ranks": found}
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the runs say goes to stderr
+    for job in json.load(sys.stdin):
+        print(json.dumps(run(job, Path(sys.argv[1]))), file=answers, flush=True)
