@@ -54,7 +54,7 @@ class MADA(RuleOptimizer):
             d = torch.where(t > 1, g - s.g, 0.0)
             n = mix(q.beta3, s.n, d)  # (2)
             gh = g + q.beta3 * d  # (3)
-            first = first + q.beta3 * n / (1 - q.beta3**t)  # (2)
+            first = first + q.beta3 / (1 - q.beta3**t) * n  # (2)
 
         gh2 = gh * gh
         additive = s.v + gh2 * torch.sign(gh2 - s.v)  # Yogi

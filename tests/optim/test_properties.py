@@ -219,7 +219,7 @@ def test_frozen_coefficients_never_move(name: str) -> None:
         params = parameters()
         optimizer = make(name, groups(params), hyper_lr={free: 0.05} | {"lr": 0.0})
         start = optimizer.coefficients
-        train(optimizer, params, 12)
+        train(optimizer, params, 60 if name.startswith("madamax") else 12)  # the maximum differs from v once v falls
         moved = {k for k, v in optimizer.coefficients.items() if v != start[k]}
         assert moved == (set() if name.startswith("lion") else {free})
         assert list(optimizer.hypergradients) == [free]
