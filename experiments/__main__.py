@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     run.add_argument("--scale", choices=SCALES, default="laptop")
     run.add_argument("--only", metavar="PATTERN", default="*", help="runs whose name fits, such as 'mada-*'")
     run.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one a core; on a GPU 4)")
-    report = commands.add_parser("report", help="write report.md and report.html")
+    report = commands.add_parser("report", help="write report.md, report.html and README.md's table")
     report.add_argument("--folder", type=Path, default=HERE)
     compute = commands.add_parser("compute")  # one Computation in this process; `run` calls it
     compute.add_argument("experiment", choices=EXPERIMENTS)
@@ -42,10 +42,12 @@ def main(argv: Sequence[str]) -> int:
             chosen = list(EXPERIMENTS.values()) if arguments.name == "all" else [EXPERIMENTS[arguments.name]]
             return make(chosen, arguments.scale, arguments.only, arguments.jobs)
         elif arguments.command == "report":
-            from .report import write_report
+            from .report import refresh_readme, write_report
 
             for path in write_report(list(EXPERIMENTS.values()), arguments.folder):
                 print(path)
+            if arguments.folder == HERE:
+                refresh_readme(EXPERIMENTS["table2"])
         else:
             for one in EXPERIMENTS[arguments.experiment].runs(arguments.scale):
                 if one.name == arguments.run and isinstance(one, Computation):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .frame import HERE, PAPER, SCALES, Block, Experiment, Figure, Record, Run, Table, Text, read, records
+from .frame import HERE, PAPER, ROOT, SCALES, Block, Experiment, Figure, Record, Run, Table, Text, read, records
 from .style import RC
 
 TITLE = "Reproducing MADA: tables and figures from records"
@@ -111,6 +111,23 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
     for target, text in zip(targets, ("\n".join(lines).rstrip() + "\n", page), strict=True):
         target.write_text(text, encoding="utf-8")
     return targets
+
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"  # of the table in README.md
+COLUMNS = ("optimizer", "n", "validation loss", "minus Adam's", "paper's, minus Adam's")
+
+
+def refresh_readme(table2: Experiment, readme: Path = ROOT / "README.md") -> None:
+    """Write table 2 at the laptop's scale, its main columns, between the marks of the README."""
+    words, full = table2.show("laptop", records(table2.runs("laptop")))
+    assert isinstance(words, Text) and isinstance(full, Table)
+    columns = [list(full.header).index(name) for name in COLUMNS]
+    table = Table(COLUMNS, [[row[i] for i in columns] for row in full.rows])
+    text = readme.read_text(encoding="utf-8")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    about = words.words.partition(" Losses in nats")[0]
+    generated = f"{BEGIN}\n{about}\n\n{render(table, '', readme.parent)[0]}\n{END}"
+    readme.write_text(before + generated + after, encoding="utf-8")
 
 
 def rich(words: str) -> str:

@@ -229,6 +229,22 @@ def test_the_report_shows_the_records(built: Path) -> None:
     assert len(page) < 1_000_000
 
 
+def test_the_readme_has_the_tables_main_columns(elsewhere: Path) -> None:
+    for run in EXPERIMENTS["table2"].runs("laptop"):
+        if run.name in ("adam-1", "mada-1"):
+            assert isinstance(run, Training)
+            leave(run, gain=0.25 if run.name == "mada-1" else 0.0)
+            run.execute({})
+    readme = elsewhere / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.refresh_readme(EXPERIMENTS["table2"], readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| MADA | 1 | 1.7500 | -0.2500 (n = 1, no test) | -0.0150 |" in text
+    report.refresh_readme(EXPERIMENTS["table2"], readme)
+    assert readme.read_text() == text
+
+
 def test_the_same_records_make_the_same_report(built: Path) -> None:
     block = frame.Figure("f", "a line", lambda figure: figure.subplots().plot([0, 1], [0, 1]))
     assert report.picture(block) == report.picture(block)
