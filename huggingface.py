@@ -25,6 +25,12 @@ from data.download import mirrored
 from data.tokenizer import GPT2Tokenizer, gpt2_encoding
 from model import GPT, GPTConfig
 
+RELEASED = {  # OpenAI's own, in the repositories openai-community/NAME, at these revisions
+    "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",  # 124M
+    "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",  # 355M
+    "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",  # 774M
+    "gpt2-xl": "15ea56dee5df4983c59b2538573817e1667135e2",  # 1.5B
+}
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # of old versions; no weights
 SETTINGS: dict[str, Any] = {  # what our GPT-2 is: another value would give other logits. Absent is the same.
@@ -102,73 +108,118 @@ def save(model: GPT, folder: str | Path) -> bool:
     return bool(files)
 
 
-def load(name: str | Path, vocab_multiple: int | None = None, dropout: float = 0.0) -> GPT:
+def load(
+    name: str | Path, vocab_multiple: int | None = None, dropout: float = 0.0, block_size: int | None = None
+) -> GPT:
     """A model from `find(name)`, in float32 on the CPU.
 
     Args:
         vocab_multiple: rows of the embedding are padded with zeros to a multiple of this; None: as it was saved.
+        block_size: of the positions only these first ones are kept; None: all.
 
     Raises:
-        CheckpointError: no such folder; another architecture; a file that is missing, truncated or no safetensors; a
-            tensor that is missing, too many, or of another shape.
+        CheckpointError: as `describe`; a file that is missing, truncated or no safetensors; a tensor that is missing,
+            too many, or of another shape.
     """
     folder = find(name)
-    config = _config(folder, vocab_multiple, dropout)
+    stored_config = _config(folder)
     path = folder / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{folder} has a config.json but no model.safetensors: copy that file there as well")
     try:
         with safe_open(path, "pt") as file:
-            stored = {
-                key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}": file.get_tensor(key)
+            keys = {
+                key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}": key
                 for key in file.keys() if not MASKS.fullmatch(key)  # noqa: SIM118 (no dict, and not iterable)
             }  # fmt: skip
+            expected = dict(tensors_of(stored_config))
+            if missing := [name for name in expected if name not in keys]:
+                raise CheckpointError(f"{path} lacks {_some(missing)}, which config.json calls for")
+            if unknown := [name for name in keys if name not in expected and name != "lm_head.weight"]:
+                raise CheckpointError(f"{path} holds {_some(unknown)}, which a GPT-2 does not have")
+            for name, shape in expected.items():
+                found = file.get_slice(keys[name])
+                if tuple(found.get_shape()) != shape:
+                    raise CheckpointError(f"{path}: {name} has shape {tuple(found.get_shape())}, config.json calls for "
+                                          f"{shape}")
+                if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    raise CheckpointError(f"{path}: {name} holds {found.get_dtype()}, not numbers in floating point")
+            embedding = file.get_tensor(keys["transformer.wte.weight"])
+            if "lm_head.weight" in keys and not torch.equal(file.get_tensor("lm_head.weight"), embedding):
+                raise CheckpointError(f"{path}: lm_head.weight is not the token embedding, but GPT-2 ties the two")
+
+            config = dataclasses.replace(describe(folder, block_size), dropout=dropout,
+                                         vocab_multiple=vocab_multiple or stored_config.vocab_multiple)
+            with torch.device("meta"):  # nothing is drawn only to be overwritten
+                model = GPT(config)
+            model.to_empty(device="cpu")
+            model.lm_head.weight = model.transformer["wte"].weight  # type: ignore[assignment]  # to_empty unties them
+            own = model.state_dict()
+            for name in expected:  # one at a time: the file is as large as the model
+                tensor = file.get_tensor(keys[name])
+                if name not in own:
+                    if tensor.any():
+                        raise CheckpointError(f"{path}: {name} is not zero, but config.json says that there are no "
+                                              "biases")
+                elif name.endswith(TRANSPOSED):
+                    own[name].copy_(tensor.T)
+                else:
+                    n = min(len(tensor), len(own[name]))  # tokens without the padding; positions up to block_size
+                    own[name][:n].copy_(tensor[:n])
+            own["transformer.wte.weight"][config.vocab_size :] = 0  # padding
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): get it again") from None
-    head = stored.pop("lm_head.weight", None)
-    expected = dict(tensors_of(config))
-    if missing := [key for key in expected if key not in stored]:
-        raise CheckpointError(f"{path} lacks {_some(missing)}, which config.json calls for")
-    if unknown := [key for key in stored if key not in expected]:
-        raise CheckpointError(f"{path} holds {_some(unknown)}, which a GPT-2 does not have")
-    for key, shape in expected.items():
-        if stored[key].shape != shape:
-            raise CheckpointError(f"{path}: {key} has shape {tuple(stored[key].shape)}, config.json calls for {shape}")
-        if not stored[key].is_floating_point():
-            raise CheckpointError(f"{path}: {key} holds {stored[key].dtype}, not numbers in floating point")
-    if head is not None and not torch.equal(head, stored["transformer.wte.weight"]):
-        raise CheckpointError(f"{path}: lm_head.weight is not the token embedding, but GPT-2 ties the two")
-
-    with torch.device("meta"):  # nothing is drawn only to be overwritten
-        model = GPT(config)
-    model.to_empty(device="cpu")
-    model.lm_head.weight = model.transformer["wte"].weight  # type: ignore[assignment]  # to_empty unties them
-    own = model.state_dict()
-    with torch.no_grad():
-        for key, tensor in stored.items():
-            if key not in own:
-                if tensor.any():
-                    raise CheckpointError(f"{path}: {key} is not zero, but config.json says that there are no biases")
-                continue
-            (own[key].T if key.endswith(TRANSPOSED) else own[key][: len(tensor)]).copy_(tensor)
-        own["transformer.wte.weight"][config.vocab_size :] = 0  # padding
     return model
 
 
+def describe(name: str | Path, block_size: int | None = None) -> GPTConfig:
+    """The config of `find(name)`, from config.json alone; of its positions the first block_size, None: all.
+
+    Raises:
+        CheckpointError: no such weights; another architecture; fewer positions than block_size.
+    """
+    folder = find(name)
+    config = _config(folder)
+    if (block_size or 0) > config.block_size:
+        raise CheckpointError(f"block_size={block_size} is more than the {config.block_size} positions of {folder}")
+    return dataclasses.replace(config, block_size=block_size or config.block_size)
+
+
+def known(name: str) -> bool:
+    """Whether a name is that of released weights, of a folder in this format, or of one in DATA_MIRROR."""
+    return name in RELEASED or _folder(name) is not None
+
+
 def find(name: str | Path) -> Path:
-    """The folder of a name: itself, or that of DATA_MIRROR."""
-    for folder in (Path(name), mirrored(str(name))):
-        if folder and (folder / "config.json").is_file():
-            return folder
+    """The folder of a name: itself, that of DATA_MIRROR, or released weights, downloaded once into the hub's cache."""
+    if folder := _folder(name):
+        return folder
+    reason = "it is neither a folder with config.json nor one in DATA_MIRROR"
+    if name in RELEASED:
+        from huggingface_hub import hf_hub_download  # half a second that only this needs
+
+        try:
+            files = ("config.json", "model.safetensors")
+            paths = [hf_hub_download(f"openai-community/{name}", file, revision=RELEASED[str(name)]) for file in files]
+            return Path(paths[0]).parent
+        except (OSError, ValueError) as error:  # its errors are of these kinds
+            reason = f"no folder of that name, none in DATA_MIRROR, and no download ({str(error).splitlines()[0]})"
     repository = name if "/" in str(name) else f"openai-community/{name}"  # OpenAI's own have one-word names
+    revision = f" --revision {RELEASED[str(name)]}" if name in RELEASED else ""
     raise CheckpointError(
-        f"no weights {str(name)!r}: it is neither a folder with config.json nor one in DATA_MIRROR. For released ones,"
-        f" on a machine with internet: `hf download {repository} config.json model.safetensors --local-dir"
+        f"no weights {str(name)!r}: {reason}. For released ones,"
+        f" on a machine with internet: `hf download {repository} config.json model.safetensors{revision} --local-dir"
         f" mirror/{name}`, and set DATA_MIRROR to that `mirror`"
     )
 
 
-def _config(folder: Path, vocab_multiple: int | None, dropout: float) -> GPTConfig:
+def _folder(name: str | Path) -> Path | None:
+    places = (Path(name), mirrored(str(name)))
+    return next((folder for folder in places if folder and (folder / "config.json").is_file()), None)
+
+
+def _config(folder: Path) -> GPTConfig:
+    """As it was saved."""
     path = folder / "config.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -181,11 +232,11 @@ def _config(folder: Path, vocab_multiple: int | None, dropout: float) -> GPTConf
         ours = facts.get("nanomada", {})
         shape = {key: facts[key] for key in ("vocab_size", "n_layer", "n_head", "n_embd")}
         shape |= {"block_size": facts.get("n_positions", facts.get("n_ctx")), "bias": ours.get("bias", True),
-                  "vocab_multiple": vocab_multiple or ours.get("vocab_multiple", 1)}
+                  "vocab_multiple": ours.get("vocab_multiple", 1)}
         whole = {f.name for f in dataclasses.fields(GPTConfig)} - {"dropout", "bias"}
         if wrong := [key for key in whole if type(shape[key]) is not int or shape[key] < 1]:
             raise CheckpointError(f"{path}: {wrong[0]} is {shape[wrong[0]]!r}, not a whole number of 1 or more")
-        return GPTConfig(dropout=dropout, **shape)
+        return GPTConfig(**shape)
     except CheckpointError:
         raise
     except KeyError as error:

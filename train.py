@@ -29,6 +29,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
+import huggingface
 import parallel
 import signals
 from checkpoint import CheckpointError
@@ -41,6 +42,7 @@ from record import Recorder, claim, final_coefficients
 from spikes import Diverged, GoBack, Spikes
 
 COEFFICIENTS = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "eps")
+STARTS = ("scratch", "resume", "auto")
 OptimizerName = Literal["adam", "amsgrad", "avgrad", "yogi", "adan", "lion", "sgd", "hyperadam", "mada", "madamax"]
 
 
@@ -51,8 +53,13 @@ class Config:
     # the run
     out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
     init_from: Annotated[
-        str, "scratch; resume: the newest whole checkpoint in out_dir; auto: that or scratch; or a checkpoint's path"
+        str, "scratch; resume: the newest whole checkpoint in out_dir; auto: that or scratch; a checkpoint's path; or "
+        "what `weights` takes, for scratch with these"
     ] = "scratch"
+    weights: Annotated[
+        str | None, "start with these instead of random weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in "
+        "Hugging Face's format. They decide n_layer, n_head, n_embd and bias, and lend their first block_size positions"
+    ] = None
     seed: Annotated[int, "fixes weights, batches and dropout (0 or more)"] = 1337
     max_iters: Annotated[int, "length of the run (steps)"] = 100_000
     log_interval: Annotated[int, "between two rows of metrics (steps)"] = 10
@@ -141,8 +148,15 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
                  "spike_deviations"):
         if values[name] < 0:
             yield name, f"{name}={values[name]} must be 0 or more"
-    if cfg.init_from not in ("scratch", "resume", "auto") and not cfg.init_from.endswith(checkpoint.KINDS):
-        yield "init_from", f"init_from={cfg.init_from!r} must be scratch, resume, auto or the path of a ckpt_*.pt"
+    choices = f"{', '.join(huggingface.RELEASED)} or a folder with config.json and model.safetensors"
+    if cfg.init_from not in STARTS and not cfg.init_from.endswith(checkpoint.KINDS) and not weights_of(cfg):
+        yield "init_from", (f"init_from={cfg.init_from!r} must be scratch, resume, auto, the path of a ckpt_*.pt or "
+                            f".shards, {choices}")  # fmt: skip
+    if cfg.weights is not None:
+        if not huggingface.known(cfg.weights):
+            yield "weights", f"weights={cfg.weights!r} must be {choices}"
+        elif weights_of(dataclasses.replace(cfg, weights=None)) not in (None, cfg.weights):
+            yield "init_from weights", f"init_from={cfg.init_from!r} and weights={cfg.weights!r} are two starts"
     if cfg.n_head > 0 and cfg.n_embd % cfg.n_head:
         yield "n_embd n_head", f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}"
     if not 0 <= cfg.dropout < 1:
@@ -262,6 +276,39 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
     return loss / (len(starts) * T)
 
 
+def weights_of(cfg: Config) -> str | None:
+    """The weights that a new run starts with, None: random ones."""
+    named = cfg.init_from not in STARTS and huggingface.known(cfg.init_from)
+    return cfg.weights or (cfg.init_from if named else None)
+
+
+def load_weights(cfg: Config) -> GPT:
+    """The model of `weights`, on the CPU."""
+    assert cfg.weights is not None
+    return huggingface.load(cfg.weights, cfg.vocab_multiple, cfg.dropout, cfg.block_size)
+
+
+def settle(cfg: Config, weights: str | None, saved: dict[str, Any] | None, vocab_size: int) -> tuple[Config, GPTConfig]:
+    """The model's config, and the run's with that shape: of a run that starts, or once started, with `weights`, theirs.
+
+    Raises ConfigError or CheckpointError if data, weights and checkpoint do not belong together.
+    """
+    own = [field.name for field in dataclasses.fields(GPTConfig) if field.name != "vocab_size"]
+    shape = {name: getattr(cfg, name) for name in own} | {"vocab_size": vocab_size}
+    before = saved["config"].get("weights") if saved else None
+    if weights is None and before is None:
+        return cfg, GPTConfig(**shape)
+    if saved and weights not in (None, before):
+        raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not fit: weights={weights} (there {before})")
+    theirs = saved["model_config"] if saved else dataclasses.asdict(huggingface.describe(str(weights), cfg.block_size))
+    shape |= {name: theirs[name] for name in ("n_layer", "n_head", "n_embd", "bias")}
+    if theirs["vocab_size"] != vocab_size:
+        raise ConfigError(f"{cfg.dataset} has {vocab_size} tokens, {weights or before} has {theirs['vocab_size']}: "
+                          "choose a data set with the tokens of the weights")
+    cfg = dataclasses.replace(cfg, weights=weights or before, **{name: shape[name] for name in own})
+    return cfg, GPTConfig(**shape)
+
+
 def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
     """One run from its data to its figure, or the rest of it after it went `back` before a loss spike.
 
@@ -271,13 +318,17 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
     train_tokens, val_tokens = dataset.train, dataset.val
     for tokens in (train_tokens, val_tokens):
         val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
-    init_from = str(back.to.path) if back else cfg.init_from
+    weights = weights_of(cfg)
+    init_from = str(back.to.path) if back else "scratch" if cfg.init_from == weights else cfg.init_from
     saved, damaged = checkpoint.choose(init_from, cfg.out_dir)
     start, seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
     if start > cfg.max_iters:
         raise ConfigError(f"the checkpoint in {cfg.out_dir} is at step {start}, beyond max_iters={cfg.max_iters}")
     if not world.same(start):  # after which all have read: claim moves files
         raise CheckpointError(f"the processes do not see the same checkpoints: out_dir={cfg.out_dir!r} must be shared")
+    cfg, model_config = settle(cfg, weights, saved, dataset.vocab_size)
+    pretrained = cfg.weights is not None and not saved
+    model = load_weights(cfg) if pretrained else None  # which may refuse, so before anything is moved
     named = init_from.endswith(checkpoint.KINDS)
     elsewhere = named and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
     if world.rank == 0:
@@ -286,12 +337,10 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
         claim(cfg.out_dir, keep=None if saved is None or elsewhere else start)
 
     torch.manual_seed(cfg.seed)
-    shape = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
-    model_config = GPTConfig(vocab_size=dataset.vocab_size, **shape)
     identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer}
     identity["learned"] = list(tiny_optimizer(cfg).learned)
     changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg)) if saved else []
-    model = GPT(model_config).to(world.device)
+    model = (model or GPT(model_config)).to(world.device)
     problem = parallel.compiler_problem(world.device) if cfg.compile is not False else "not asked for"
     arguments = optimizer_arguments(cfg, False if problem else cfg.compile)
     compiled = problem is None and (cfg.compile or world.device.type == "cuda")
@@ -318,6 +367,10 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
                             processes=world.size, device=str(world.device), dtype=str(world.dtype),
                             parameters=model.num_parameters(), skipped=spikes.skipped)
         recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.device.type}")
+        if pretrained:
+            recorder.say(f"weights of {cfg.weights}: {cfg.n_layer} layers of {cfg.n_embd} features, the first "
+                         f"{cfg.block_size} positions, {model_config.vocab_size} tokens in "
+                         f"{model_config.padded_vocab_size} rows")
         if problem is not None and cfg.compile is not False:
             recorder.say(f"torch.compile does not work here, the run goes on without it: {problem}")
         if saved:

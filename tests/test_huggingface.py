@@ -154,7 +154,7 @@ def test_half_precision_is_read_as_float32(folder: Path) -> None:
          r"transformer\.h\.1\.mlp\.c_fc\.weight has shape \(96, 24\), config\.json calls for \(24, 96\)"),
         ({"transformer__h__2__ln_1__weight": torch.zeros(24)}, r"holds transformer\.h\.2\.ln_1\.weight, which a GPT-2"),
         ({"lm_head__weight": torch.zeros(101, 24)}, "lm_head.weight is not the token embedding"),
-        ({"transformer__ln_f__bias": torch.zeros(24, dtype=torch.int64)}, r"ln_f\.bias holds torch\.int64"),
+        ({"transformer__ln_f__bias": torch.zeros(24, dtype=torch.int64)}, r"ln_f\.bias holds I64"),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(folder: Path, values, message: str) -> None:
@@ -208,6 +208,61 @@ def test_missing_files_are_named(folder: Path) -> None:
 def test_names_are_looked_up_in_the_mirror(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_MIRROR", str(folder.parent))
     assert huggingface.load("hf").config == SMALL
+
+
+XL = GPTConfig(block_size=1024, vocab_size=50257, n_layer=48, n_head=25, n_embd=1600)
+
+
+def test_gpt2_xl_has_the_released_parameters_and_names() -> None:
+    with torch.device("meta"):
+        gpt = GPT(XL)
+    assert gpt.num_parameters() == sum(p.numel() for p in gpt.parameters()) == 1_557_611_200
+    names = dict(huggingface.tensors_of(XL))
+    assert sum(math.prod(shape) for shape in names.values()) == 1_557_611_200
+    assert len(names) == 2 + 48 * 12 + 2  # as many as GPT-2 XL's file holds, without 48 masks
+    own = gpt.state_dict()
+    assert own.keys() == {*names, "lm_head.weight"}
+    for name, shape in names.items():
+        assert tuple(own[name].T.shape if name.endswith(huggingface.TRANSPOSED) else own[name].shape) == shape, name
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        shape = {"n_embd": 1600, "n_layer": 48, "n_head": 25}
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).state_dict()
+    assert {k: tuple(t.shape) for k, t in theirs.items() if k != "lm_head.weight"} == names
+
+
+def test_positions_are_cropped_and_no_more_are_made_up(folder: Path) -> None:
+    whole, cropped = huggingface.load(folder).eval(), huggingface.load(folder, block_size=5).eval()
+    assert cropped.config == dataclasses.replace(SMALL, block_size=5)
+    idx = torch.randint(0, 101, (2, 5))
+    torch.testing.assert_close(cropped(idx, idx)[0], whole(idx, idx)[0])
+    with pytest.raises(CheckpointError, match="block_size=17 is more than the 16 positions of"):
+        huggingface.load(folder, block_size=17)
+
+
+def test_released_weights_are_downloaded_at_their_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.delenv("DATA_MIRROR", raising=False)
+    monkeypatch.chdir(folder.parent)
+    asked = []
+
+    def download(repository: str, file: str, revision: str) -> str:
+        asked.append((repository, file, revision))
+        return str(folder / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert huggingface.load("gpt2-xl").config == SMALL
+    revision = "15ea56dee5df4983c59b2538573817e1667135e2"
+    assert set(asked) == {("openai-community/gpt2-xl", f, revision) for f in ("config.json", "model.safetensors")}
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("no network\nhere")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    message = r"^no weights 'gpt2': .*no download \(no network\).*--revision 607a[^\n]*$"
+    with pytest.raises(CheckpointError, match=message):
+        huggingface.load("gpt2")
 
 
 def test_export_writes_a_run_and_reads_it_back(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import checkpoint
+import huggingface
 import sample
 import train
 from data import open_dataset, train_batch, val_starts
@@ -175,6 +176,44 @@ def test_learning_rate_warms_up_and_then_follows_a_cosine() -> None:
     assert train.learning_rate(9, short) < train.learning_rate(10, cfg) and train.learning_rate(10, short) == 0.1
 
 
+def test_a_run_starts_with_weights_and_goes_on_without_them(
+    small: list[str], corpus: str, tmp_path: Path, capsys
+) -> None:
+    torch.manual_seed(3)
+    tokens = open_dataset(corpus).vocab_size
+    gpt = GPT(GPTConfig(block_size=32, vocab_size=tokens, n_layer=3, n_head=3, n_embd=12))
+    folder = tmp_path / "weights"
+    huggingface.save(gpt, folder)
+    run = [*small, "--dropout=0", "--keep_checkpoints=9", "--checkpoint_interval=3"]
+    assert train.main([*run, f"--init_from={folder}"]) == 0  # in place of the 2 layers of `small`
+    said = f"weights of {folder}: 3 layers of 12 features, the first 16 positions, {tokens} tokens in 64 rows\n"
+    assert said in capsys.readouterr().out
+    windows = open_dataset(corpus).val
+    x = torch.from_numpy(windows.windows(val_starts(windows, 16, 10), 17))
+    with torch.no_grad():
+        assert float(rows(tmp_path / "run")[0]["val_loss"]) == pytest.approx(gpt.eval()(x[:, :-1], x[:, 1:])[1].item())
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (written["weights"], written["n_layer"], written["bias"]) == (str(folder), 3, True)
+
+    undisturbed = without_seconds(tmp_path / "run")
+    for found in checkpoint.find(tmp_path / "run")[-2:]:
+        found.path.unlink()
+    other = [*run, f"--out_dir={tmp_path / 'auto'}", f"--weights={folder}", "--init_from=auto"]
+    assert train.main([*other, "--max_iters=6", "--lr_decay_iters=12"]) == 0  # auto starts with them
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "config.json").write_text("gone")
+    assert train.main(other) == 0  # and goes on without
+    assert "resuming after step 6" in capsys.readouterr().out
+    assert [row for row in without_seconds(tmp_path / "auto") if row["step"] != "6"] == [
+        row for row in undisturbed if row["step"] != "6"]  # fmt: skip
+    assert train.main([*run, "--init_from=resume"]) == 0  # without naming them
+    assert without_seconds(tmp_path / "run") == undisturbed
+    assert "does not fit: weights=gpt2-xl (there " in refused([*run, "--init_from=resume", "--weights=gpt2-xl"], capsys)
+    line = refused([*run, "--init_from=gpt2", "--weights=gpt2-xl"], capsys)
+    assert line == "init_from='gpt2' and weights='gpt2-xl' are two starts"
+
+
 def refused(argv: list[str], capsys) -> str:
     """The one message of a run that is refused before it does anything."""
     capsys.readouterr()
@@ -202,7 +241,8 @@ def refused(argv: list[str], capsys) -> str:
         (["--dataset=openwebtexts"], "no data set 'openwebtexts'"),
         (["--dataset=/no/where"], "/no/where"),
         (["--init_from=resume"], "no complete checkpoint in "),
-        (["--init_from=gpt5"], "init_from='gpt5' must be scratch, resume, auto or the path of a ckpt_*.pt"),
+        (["--init_from=gpt5"], "init_from='gpt5' must be scratch, resume, auto, the path of a ckpt_*.pt or .shards, "),
+        (["--weights=gpt5"], "weights='gpt5' must be gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder with"),
         (["--coefficients_from=/no/where"], "coefficients_from='/no/where' is neither the out_dir nor the record of a"),
         (["--out_dir=/dev/null/run"], "out_dir='/dev/null/run' cannot be written (Not a directory): choose another"),
     ],
