@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class World:
     size: int
     device: torch.device  # of this process
     dtype: torch.dtype  # of matmuls; weights and everything that adds up stay float32
+    sharded: bool = False  # each process has a part of the model only (FSDP2)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -38,18 +42,37 @@ class World:
         total, votes = both.tolist()
         return total, votes > 0
 
+    def any(self, asked: bool) -> bool:
+        """Whether any of the processes says `asked`. Waits for the device."""
+        return self.sum(torch.zeros((), device=self.device), asked)[1]
+
     def same(self, number: int) -> bool:
         """Whether all processes have this number; none goes on before all have come here."""
         return self.sum(torch.tensor(number, dtype=torch.float64, device=self.device))[0] == number * self.size
 
+    def spread(self, model: Any, compiled: bool) -> tuple[Any, Any]:
+        """(the model as it runs on this process, the same with gradients that are the mean over all of them)."""
+        if self.sharded:
+            from sharded import shard  # two seconds of imports that only this needs
 
-def join(device: str, dtype: str, timeout: int) -> World:
+            shard(model, self, compiled)
+            return model, model
+        net = torch.compile(model) if compiled else model
+        return net, DistributedDataParallel(net) if self.size > 1 else net
+
+    def keeping(self, net: Any) -> AbstractContextManager[Any]:
+        """While the gradients of a micro-batch need not travel yet. Sharded ones must: no process has room for all."""
+        return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+
+
+def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
     """Meet the other processes that torchrun started, through NCCL on GPUs and gloo on CPUs; alone without torchrun.
 
     Args:
         device: "cpu", "cuda", "cuda:N", or "auto".
         dtype: "float32", "bfloat16", or "auto" for bfloat16 on a GPU that has it.
         timeout: seconds after which a process gives up waiting for the others.
+        sharded: give each process a part of the model only, where there are several.
     """
     device = resolve(device)
     rank, size = 0, 1
@@ -61,7 +84,7 @@ def join(device: str, dtype: str, timeout: int) -> World:
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
         rank, size = dist.get_rank(), dist.get_world_size()
     low = dtype == "bfloat16" or (dtype == "auto" and device != "cpu" and torch.cuda.is_bf16_supported())
-    return World(rank, size, torch.device(device), torch.bfloat16 if low else torch.float32)
+    return World(rank, size, torch.device(device), torch.bfloat16 if low else torch.float32, sharded and size > 1)
 
 
 def device_problems(device: str) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import huggingface
@@ -221,11 +220,6 @@ def learning_rate(step: int, cfg: Config) -> float:
     return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
 
 
-def sharded(cfg: Config, world: World) -> bool:
-    """Whether each process has only a part of the model."""
-    return cfg.parallel == "fsdp" and world.size > 1
-
-
 def accumulate(net: Any, tokens: Tokens, step: int, cfg: Config, world: World) -> torch.Tensor:
     """Add up the gradient of the mean loss over the global batch of a step; return this process's share of that mean.
 
@@ -240,7 +234,7 @@ def accumulate(net: Any, tokens: Tokens, step: int, cfg: Config, world: World) -
         x, y = train_batch(tokens, cfg.seed, step, rows, cfg.block_size)  # (B, T) each
         if cfg.dropout:  # the masks belong to the micro-batch, whichever process works on it
             torch.manual_seed(int(np.random.SeedSequence((cfg.seed, step, micro)).generate_state(1, np.uint64)[0]))
-        with net.no_sync() if isinstance(net, DistributedDataParallel) and i < part - 1 else nullcontext():
+        with world.keeping(net) if i < part - 1 else nullcontext():
             with world.autocast():
                 loss = net(world.move(x), world.move(y))[1]
             (loss / part).backward()
@@ -259,10 +253,7 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     net.eval()
     for first in range(world.rank * B, len(starts) + world.rank * B, world.size * B):  # as many passes for everyone
-        leaving = signals.asked()
-        if sharded(cfg, world):  # no process can go through a model alone
-            leaving = world.sum(torch.zeros_like(total), leaving)[1]
-        if leaving:
+        if world.any(signals.asked()) if world.sharded else signals.asked():  # none goes through a sharded model alone
             break
         window = torch.from_numpy(tokens.windows(starts[first : first + B], T + 1))  # (n, T + 1), n is B but at the end
         x, y = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), IGNORE)  # always (B, T): nothing recompiles
@@ -345,15 +336,10 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
     arguments = optimizer_arguments(cfg, False if problem else cfg.compile)
     compiled = problem is None and (cfg.compile or world.device.type == "cuda")
     model.recompute(cfg.recompute)
-    if sharded(cfg, world):
-        from sharded import shard  # two seconds of imports that only this needs
-
-        shard(model, world, compiled)
+    net, averaging = world.spread(model, compiled)
     optimizer: Any = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), **arguments)
     if saved:
         checkpoint.restore(saved, model, optimizer)
-    net: Any = torch.compile(model) if compiled and not sharded(cfg, world) else model
-    averaging = DistributedDataParallel(net) if world.size > 1 and not sharded(cfg, world) else net
 
     spikes = Spikes(**saved.get("spikes", {})) if saved else Spikes()
     if back:
@@ -448,17 +434,17 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
         is_best = measured is not None and measured < best_val
         due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
         save_now = leaving or last or due or is_best or (validate and cfg.always_save_checkpoint)
-        if step and save_now and (recorder or sharded(cfg, world)):
+        if step and save_now and (recorder or world.sharded):
             content = {
                 "config": dataclasses.asdict(cfg),
                 "model_config": dataclasses.asdict(model.config),
-                "model": model.state_dict(keep_vars=sharded(cfg, world)),  # which tell what is tied
+                "model": model.state_dict(keep_vars=world.sharded),  # which tell what is tied
                 "optimizer": optimizer.state_dict(),
                 "seconds": seconds + time.perf_counter() - begun,
                 "pending_loss": train_loss if leaving and report else None,
                 "spikes": dataclasses.asdict(spikes),
             }
-            save = checkpoint.save_shards if sharded(cfg, world) else checkpoint.save
+            save = checkpoint.save_shards if world.sharded else checkpoint.save
             try:
                 save(cfg.out_dir, step, measured, content, cfg.keep_checkpoints)
             except OSError as error:
@@ -493,7 +479,7 @@ def main(argv: list[str]) -> int:
         cfg = settled(parse(Config, argv, check, "train.py"))
         with signals.listening():
             try:
-                world, back = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout), None
+                world, back = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout, cfg.parallel == "fsdp"), None
                 while True:
                     try:
                         train(cfg, world, back)
