@@ -6,7 +6,8 @@ its protocol's name:
 - `paper`: the rows of a text, each tokenised on its own and followed by end-of-text, cut into windows that do not
   overlap (MADA's authors' code; the trainer's validation is the same on tokens). exp(mean nats per token).
 - `strided`: the rows joined by blank lines into one text, read by a window that advances by `stride` and scores only
-  what none before it scored (transformers' guide "Perplexity of fixed-length models"). exp(mean nats per token).
+  what none before it scored (transformers' guide "Perplexity of fixed-length models", but for its weights: it counts
+  each later window one target short, a relative 3e-7 where it was measured). exp(mean nats per token).
 - `lm_eval`: the tasks `wikitext`, `lambada_openai` and `lambada_standard` of lm-evaluation-harness 0.4. Wikitext:
   documents without the tokeniser's marks, each after an end-of-text; exp(nats per word of the original). LAMBADA: the
   last word of each passage; exp(mean nats per word) and how often the likeliest tokens are that word.

@@ -80,11 +80,12 @@ def evaluate_table(result: dict) -> list[str]:
 def main() -> None:
     tables = {"optimizer-step": step_table, "iteration": iteration_table, "prepare": prepare_table,
               "evaluate": evaluate_table}  # fmt: skip
-    parts = []
-    for path in sorted(RESULTS.glob("*.json"), reverse=True):
-        result = json.loads(path.read_text())
-        if result["benchmark"] in tables:
-            parts += [*tables[result["benchmark"]](result), ""]
+    parts: list[str] = []
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    for benchmark, lines in tables.items():
+        for result in results:
+            if result["benchmark"] == benchmark:
+                parts += [*lines(result), ""]
     text = README.read_text()
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     README.write_text("\n".join([head, *parts]) + "\n" * (not parts) + tail)
