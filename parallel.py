@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+from watch import Lost, Watch, store_of_torchrun
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,23 @@ class World:
     device: torch.device  # of this process
     dtype: torch.dtype  # of matmuls; weights and everything that adds up stay float32
     sharded: bool = False  # each process has a part of the model only (FSDP2)
+    watch: Watch | None = None  # where there are several processes
+
+    def at(self, step: int | None = None) -> None:
+        """Tell the watch that this process goes on, and in which step (None: still the same)."""
+        if self.watch:
+            self.watch.at(step)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def explain(self, error: RuntimeError) -> Exception:
+        """What gloo or NCCL report when another process is gone, in one line; any other error as it is."""
+        text = str(error)
+        if self.size == 1 or not re.search("gloo|NCCL|Connection (closed|reset)", text):
+            return error
+        reason = text.partition("]")[2].partition(". This is")[0].strip() or text.splitlines()[0]
+        return Lost(f"rank {self.rank} lost another process in step {self.watch.step if self.watch else 0} ({reason})")
 
     def move(self, x: torch.Tensor) -> torch.Tensor:
         """A batch on its way to the device, without waiting for it to arrive."""
@@ -71,7 +89,8 @@ def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
     Args:
         device: "cpu", "cuda", "cuda:N", or "auto".
         dtype: "float32", "bfloat16", or "auto" for bfloat16 on a GPU that has it.
-        timeout: seconds after which a process gives up waiting for the others.
+        timeout: seconds after which a process gives up waiting for the others. The backend's own timeout is a minute
+            longer: it knows less to say.
         sharded: give each process a part of the model only, where there are several.
     """
     device = resolve(device)
@@ -81,10 +100,19 @@ def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
         backend = "gloo" if device == "cpu" else "nccl"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        meeting: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout + 60)}
+        one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+        if one_machine and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # After a restart the addresses of the dead are still in that store (pytorch issue 135712). On several
+            # machines, whose restart counts may differ, docs/RELIABILITY.md names a variable for torchrun instead.
+            numbers = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+            meeting |= {"store": store_of_torchrun(timeout + 60), **numbers}
+        dist.init_process_group(backend, **meeting)
         rank, size = dist.get_rank(), dist.get_world_size()
     low = dtype == "bfloat16" or (dtype == "auto" and device != "cpu" and torch.cuda.is_bf16_supported())
-    return World(rank, size, torch.device(device), torch.bfloat16 if low else torch.float32, sharded and size > 1)
+    watch = Watch(rank, size, timeout) if size > 1 else None
+    precision = torch.bfloat16 if low else torch.float32
+    return World(rank, size, torch.device(device), precision, sharded and size > 1, watch)
 
 
 def device_problems(device: str) -> Iterator[tuple[str, str]]:
@@ -103,6 +131,9 @@ def resolve(device: str) -> str:
 
 def leave() -> None:
     """The end of what `join` began."""
+    for thread in threading.enumerate():
+        if isinstance(thread, Watch):
+            thread.over.set()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -39,6 +39,7 @@ from optim import build_optimizer
 from parallel import World
 from record import Recorder, claim, final_coefficients
 from spikes import Diverged, GoBack, Spikes
+from watch import GO_ON, LOST, Lost
 
 COEFFICIENTS = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "eps")
 STARTS = ("scratch", "resume", "auto")
@@ -255,6 +256,7 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
     for first in range(world.rank * B, len(starts) + world.rank * B, world.size * B):  # as many passes for everyone
         if world.any(signals.asked()) if world.sharded else signals.asked():  # none goes through a sharded model alone
             break
+        world.at()
         window = torch.from_numpy(tokens.windows(starts[first : first + B], T + 1))  # (n, T + 1), n is B but at the end
         x, y = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), IGNORE)  # always (B, T): nothing recompiles
         x[: len(window)], y[: len(window)] = window[:, :-1], window[:, 1:]
@@ -376,6 +378,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
     marked = start
 
     for step in range(start, cfg.max_iters + 1):
+        world.at(step)
         lr = learning_rate(max(step, 1), cfg)
         if step > start:
             for group in optimizer.param_groups:
@@ -473,7 +476,8 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The command line. Exit code 0: done; 2: a mistake to put right; 3: diverged; 130: stopped by a signal."""
+    """The command line. Exit code 0: done; 2: a mistake to put right; 3: diverged; 4: another process is gone or hangs;
+    130: stopped by a signal."""
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         cfg = settled(parse(Config, argv, check, "train.py"))
@@ -486,6 +490,8 @@ def main(argv: list[str]) -> int:
                         break
                     except GoBack as spike:
                         back = spike.with_traceback(None)  # which holds the model and optimizer that are given up
+                    except RuntimeError as error:
+                        raise world.explain(error) from None
             finally:
                 parallel.leave()
     except HelpRequested as text:
@@ -498,9 +504,12 @@ def main(argv: list[str]) -> int:
         if is_first:
             print(f"train.py: {error}", file=sys.stderr)
         return 3
+    except Lost as error:
+        print(f"train.py: {error}; {GO_ON}", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt as stopped:
         if is_first:
-            print(f"train.py: stopped {stopped}; --init_from=auto goes on from the newest checkpoint", file=sys.stderr)
+            print(f"train.py: stopped {stopped}; {GO_ON}", file=sys.stderr)
         return 130
     return 0
 

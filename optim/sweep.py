@@ -19,8 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.split_module import split_module
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -83,7 +86,9 @@ class Part(torch.nn.Module):
 
     def forward(self, *args: Tensor) -> Any:
         if self.kernel is None:
-            self.kernel = torch._inductor.compile(self.graph_module, list(args), options=self.options)
+            shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without one, nothing is cached on disk
+            with tracing(TracingContext(shapes)):
+                self.kernel = torch._inductor.compile(self.graph_module, list(args), options=self.options)
         return self.kernel(*args)
 
 

@@ -38,30 +38,42 @@ def work(rank: int, job: dict, record: Path, build=train.build_optimizer) -> int
     return code
 
 
-def run(job: dict, folder: Path) -> dict:
+def launch(job: dict, folder: Path) -> list[int]:
+    """The process ids of the ranks of a run."""
     ranks = job["ranks"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    records = [folder / f"{rank}.json" for rank in range(ranks)]
-    codes: dict[int, int | None] = {}
-    for rank, record in enumerate(records):
+    pids = []
+    for rank in range(ranks):
+        record = folder / f"{rank}.json"
         record.unlink(missing_ok=True)
-        pid = os.fork()
-        if pid == 0:
+        pids.append(os.fork())
+        if pids[-1] == 0:
             if ranks > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
             os._exit(work(rank, job, record))
-        codes[pid] = None
-    while None in codes.values():
+    return pids
+
+
+def finish(pids: list[int]) -> list[int]:
+    """Their exit codes."""
+    codes: dict[int, int] = {}
+    while len(codes) < len(pids):
         pid, status = os.wait()
         codes[pid] = os.waitstatus_to_exitcode(status)
         if codes[pid] not in (0, 130):  # as torchrun: when one dies, the others go
-            for other in [pid for pid, code in codes.items() if code is None]:
+            for other in set(pids) - codes.keys():
                 os.kill(other, signal.SIGKILL)
+    return [codes[pid] for pid in pids]
+
+
+def run(job: dict, folder: Path) -> dict:
+    codes = finish(launch(job, folder))
+    records = [folder / f"{rank}.json" for rank in range(job["ranks"])]
     found = [json.loads(record.read_text()) if record.exists() else None for record in records]
-    return {"codes": [*codes.values()], "ranks": found}
+    return {"codes": codes, "ranks": found}
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ import checkpoint
 import train
 
 ROOT = Path(train.__file__).parent
-ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
 
 
 def ends_equal(one: Path, other: Path) -> None:
@@ -30,68 +30,79 @@ def ends_equal(one: Path, other: Path) -> None:
         assert same(ends[0][part], ends[1][part]), part
 
 
-# A fresh process for each attempt, forked from one that has imported torch, so that fifty kills take little time. Two
-# kinds of SIGKILL: from outside after a random time, and at a random one of the moments that make up a save (each
-# write, sync, rename and deletion, before or after it), which the process sends to itself.
+def in_processes(folder: Path, *runs: tuple[int, list[str]]) -> None:
+    """Runs of so many processes each, one after another."""
+    jobs = [{"ranks": size, "argv": argv} for size, argv in runs]
+    command = [sys.executable, ROOT / "tests" / "ranks.py", folder]
+    done = subprocess.run(command, input=json.dumps(jobs), env=ENV, capture_output=True, text=True, timeout=300)
+    codes = [json.loads(line)["codes"] for line in done.stdout.splitlines()]
+    assert codes == [size * [0] for size, _ in runs], done.stderr
+
+
+# Two kinds of SIGKILL: from outside after a random time to a random process, and at a random one of the moments that
+# make up a save (each write, sync, rename and deletion, before or after it), which the process sends to itself.
 KILLER = """
 import json, os, pathlib, random, signal, sys, time
-import torch, train
-kills, seed, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-rng = random.Random(seed)
+import ranks
+folder, size, kills, argv = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+rng = random.Random(7)
+DEADLY = '''
+import os, pathlib, signal, checkpoint
+left = [{moment}]
 
-def deadly(owner, name, moments):
+def deadly(owner, name):
     real = getattr(owner, name)
     def wrapped(*args, **kwargs):
         for act in (None, real):
             if act:
                 result = act(*args, **kwargs)
-            moments[0] -= 1
-            if moments[0] == 0:
+            left[0] -= 1
+            if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
         return result
     setattr(owner, name, wrapped)
 
+for owner, name in {where}:
+    deadly(owner, name)
+'''
 log = []
 while True:
     in_save = rng.random() < 0.75
-    delay, in_write = rng.uniform(0.0, 0.6), rng.random() < 0.4
+    delay, in_write, victim = rng.uniform(0.0, 0.6), rng.random() < 0.4, rng.randrange(size)
     moment = rng.randint(1, 750) if in_write else rng.randint(1, 60)  # within the first three saves or so
-    pid = os.fork()
-    if pid == 0:
-        if len(log) < kills and in_save:
-            moments = [moment]
-            if in_write:
-                deadly(train.checkpoint._Hashed, "write", moments)
-            else:
-                deadly(os, "fsync", moments)
-                deadly(os, "replace", moments)
-                deadly(pathlib.Path, "unlink", moments)
-        os._exit(train.main(argv))
+    where = "[(checkpoint._Hashed, 'write')]" if in_write else (
+        "[(os, 'fsync'), (os, 'replace'), (pathlib.Path, 'unlink')] if rank == 0 else []")
+    patch = DEADLY.format(moment=moment, where=where) if len(log) < kills and in_save else ""
+    pids = ranks.launch({"ranks": size, "argv": argv, "patch": patch}, folder)
     if len(log) < kills and not in_save:
         time.sleep(delay)
-        os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    if status == 0:
+        os.kill(pids[victim], signal.SIGKILL)
+    codes = ranks.finish(pids)
+    if codes == size * [0]:
         break
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+    assert -signal.SIGKILL in codes, codes
     log.append("save" if in_save else "anywhere")
 print("KILLS", json.dumps(log))
 """
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("processes", "kills"),
+    [(1, 6), (2, 3), pytest.param(1, 50, marks=pytest.mark.long), pytest.param(2, 50, marks=pytest.mark.long)],
+)
 def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
-    small: list[str], tmp_path: Path, kills: int
+    small: list[str], tmp_path: Path, processes: int, kills: int
 ) -> None:
     run = [*small, f"--max_iters={3 * kills}", "--checkpoint_interval=1", "--eval_iters=3"]
-    assert train.main(run) == 0
+    in_processes(tmp_path, (processes, run))
     killed = tmp_path / "killed"
     (tmp_path / "killer.py").write_text(KILLER)
+    numbers = [str(processes), str(kills)]
     done = subprocess.run(
-        [sys.executable, tmp_path / "killer.py", str(kills), "7", *run, f"--out_dir={killed}", "--init_from=auto"],
-        env=ENV, capture_output=True, text=True, timeout=900,
+        [sys.executable, tmp_path / "killer.py", tmp_path, *numbers, *run, f"--out_dir={killed}", "--init_from=auto"],
+        env=ENV, capture_output=True, text=True, timeout=1800,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     log = re.search(r"KILLS (.*)", done.stdout)[1]  # type: ignore[index]
     assert log.count("save") + log.count("anywhere") == kills and log.count("save") > kills / 2
     assert "passing over" not in done.stderr  # no kill ever left a checkpoint that looks complete and is not
@@ -339,15 +350,63 @@ def test_a_nan_on_one_process_refuses_the_step_on_every_one(small: list[str], tm
     assert untouched and refused == 1
 
 
-def test_a_run_on_two_processes_resumes_bitwise(small: list[str], tmp_path: Path) -> None:
-    run = [*small, "--gradient_accumulation_steps=4", "--keep_checkpoints=9"]
-    for out_dir in (tmp_path / "run", tmp_path / "resumed"):
-        command = [*TORCHRUN, ROOT / "train.py", *run, f"--out_dir={out_dir}", "--init_from=auto"]
-        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        if not (tmp_path / "resumed").exists():
-            (tmp_path / "resumed").mkdir()
-            for name in ("ckpt_000006.pt", "ckpt_000006.json", "metrics.csv"):
-                shutil.copy(out_dir / name, tmp_path / "resumed" / name)
-    assert "resuming after step 6" in done.stdout
-    ends_equal(tmp_path / "run", tmp_path / "resumed")
+OPTIMIZERS = typing.get_args(train.OptimizerName)
+
+
+def test_runs_on_two_processes_resume_bitwise(small: list[str], tmp_path: Path) -> None:
+    runs = []
+    for name in OPTIMIZERS:
+        run = [*small, f"--optimizer={name}", "--lr_decay_iters=12"] + ["--hyper_lr=None"] * (name != "mada")
+        there = f"--out_dir={tmp_path / name}-resumed"
+        runs.append((2, [*run, f"--out_dir={tmp_path / name}"]))
+        runs += [(2, [*run, there, f"--max_iters={steps}", "--init_from=auto"]) for steps in (6, 12)]
+    in_processes(tmp_path, *runs)
+    for name in OPTIMIZERS:
+        ends_equal(tmp_path / name, tmp_path / f"{name}-resumed")
+
+
+def test_another_number_of_processes_continues_the_same_curve(small: list[str], tmp_path: Path) -> None:
+    run = [*small, "--gradient_accumulation_steps=4", "--lr_decay_iters=12", "--log_interval=1"]
+    there = f"--out_dir={tmp_path / 'other'}"
+    parts = ((4, 5), (2, 8), (1, 12))  # so many processes until this step
+    resumed = [(size, [*run, there, f"--max_iters={end}", "--init_from=auto"]) for size, end in parts]
+    in_processes(tmp_path, (1, run), *resumed)
+    for one, other in zip(without_seconds(tmp_path / "run"), without_seconds(tmp_path / "other"), strict=True):
+        for name in one:
+            if one[name]:  # the ends of the parts are validated too
+                assert float(other[name]) == pytest.approx(float(one[name]), rel=2e-5, abs=2e-6), (one["step"], name)
+
+
+TROUBLE = """
+import os, pathlib, signal, sys, time, train
+folder, hang, die = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def accumulate(net, tokens, step, cfg, world, real=train.accumulate):
+    if world.rank == 1:
+        for trouble, when in (("hang", hang), ("die", die)):
+            if step == when and not (folder / trouble).exists():
+                (folder / trouble).touch()
+                time.sleep(600) if trouble == "hang" else os.kill(os.getpid(), signal.SIGKILL)
+    return real(net, tokens, step, cfg, world)
+train.accumulate = accumulate
+sys.exit(train.main(sys.argv[4:]))
+"""
+
+
+def test_torchrun_brings_back_a_run_of_which_a_process_hangs_and_one_dies(small: list[str], tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(TROUBLE)
+    run = [*small, "--checkpoint_interval=2"]
+    command = [*TORCHRUN, "--max-restarts=2", tmp_path / "rank.py", tmp_path, "5", "8", *run, "--init_from=auto",
+               "--dist_timeout=12", f"--out_dir={tmp_path / 'troubled'}"]  # fmt: skip
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "hang").exists() and (tmp_path / "die").exists()
+    assert re.search(  # of either process, or both
+        r"train.py: \d+ seconds without a step\. rank \d: in step 5, \S+ \(accumulate\); "
+        r"rank \d: in step 5, \S+ \(accumulate\)\. --init_from=auto goes on", done.stderr,
+    )  # fmt: skip
+    assert "rank.py:9 (accumulate)" in done.stderr and "Traceback" not in done.stderr
+    assert "train.py: rank 0 lost another process in step 8 (" in done.stderr
+    assert [line for line in done.stdout.splitlines() if "resuming" in line] == [
+        "resuming after step 4", "resuming after step 6"]  # fmt: skip
+    in_processes(tmp_path, (2, run))
+    ends_equal(tmp_path / "run", tmp_path / "troubled")

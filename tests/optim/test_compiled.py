@@ -128,3 +128,14 @@ def test_nothing_is_compiled_again(runs) -> None:
 
 def test_the_compiled_step_reads_no_value(runs) -> None:
     assert not runs.reads
+
+
+def test_what_was_compiled_once_is_on_disk() -> None:
+    counts = torch._dynamo.utils.counters["inductor"]
+    for _ in range(2):
+        counts.clear()
+        params = parameters(torch.float32)
+        optimizer = make("adam", groups(params), compile=True)
+        loss(params, 1).backward()
+        optimizer.step()
+    assert counts["fxgraph_cache_hit"] >= 2 and not counts["fxgraph_cache_miss"]
