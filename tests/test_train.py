@@ -402,14 +402,16 @@ def test_a_compiled_run_is_the_uncompiled_one(small: list[str], tmp_path: Path) 
 
 
 @pytest.mark.long
-def test_a_compiled_run_resumes_bitwise(small: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", typing.get_args(train.OptimizerName))
+def test_a_compiled_run_resumes_bitwise(small: list[str], tmp_path: Path, optimizer: str) -> None:
+    run = [*small, "--compile=True", f"--optimizer={optimizer}"] + ["--hyper_lr=None"] * (optimizer != "mada")
     for number in (1, 2):
         out_dir = tmp_path / str(number)
         if number == 2:
             out_dir.mkdir()
             for name in ("ckpt_000006.pt", "ckpt_000006.json", "metrics.csv"):
                 shutil.copy(tmp_path / "1" / name, out_dir / name)
-        assert train.main([*small, "--compile=True", f"--out_dir={out_dir}", "--init_from=auto"]) == 0
+        assert train.main([*run, f"--out_dir={out_dir}", "--init_from=auto"]) == 0
     assert without_seconds(tmp_path / "1") == without_seconds(tmp_path / "2")
     ends = [checkpoint.load(checkpoint.newest(tmp_path / name)) for name in ("1", "2")]
     assert same(ends[0]["model"], ends[1]["model"]) and same(ends[0]["optimizer"], ends[1]["optimizer"])
