@@ -33,7 +33,7 @@ import parallel
 import signals
 from checkpoint import CheckpointError
 from configurator import ConfigError, HelpRequested, parse
-from data import DataError, Tokens, open_dataset, train_batch, val_starts
+from data import DataError, Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE, GPTConfig, peak_flops
 from optim import build_optimizer
 from parallel import World
@@ -302,14 +302,28 @@ def settle(cfg: Config, weights: str | None, saved: dict[str, Any] | None, vocab
     return cfg, GPTConfig(**shape)
 
 
-def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
-    """One run from its data to its figure, or the rest of it after it went `back` before a loss spike.
+@dataclass
+class Run:
+    """A run on one of its processes, ready to go on from its step `start`."""
 
-    Raises one of the errors of `main` for what the user can put right, GoBack for `main` to call again.
-    """
+    cfg: Config  # as given, but for the shape of the weights it started from
+    dataset: Dataset
+    model: GPT
+    net: Any  # the model as it runs here
+    averaging: Any  # the same, with gradients that are the mean over the processes
+    optimizer: Any
+    recorder: Recorder | None  # on the first process
+    spikes: Spikes
+    start: int
+    seconds: float  # spent up to there
+    resumed: bool
+    unmeasured: float | None  # training loss of a step that the run left before it measured what was due then
+
+
+def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
+    """Data, checkpoint or weights, model, optimizer and record of a run that starts or goes on."""
     dataset = open_dataset(cfg.dataset, prepare=True)  # small sets only; one process prepares, the others wait for it
-    train_tokens, val_tokens = dataset.train, dataset.val
-    for tokens in (train_tokens, val_tokens):
+    for tokens in (dataset.train, dataset.val):
         val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
     weights = weights_of(cfg)
     init_from = str(back.to.path) if back else "scratch" if cfg.init_from == weights else cfg.init_from
@@ -366,30 +380,39 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
             recorder.say(", ".join([f"resuming after step {start}", *skipped, *changes]))
             if full:
                 recorder.say(full)
+    return Run(cfg, dataset, model, net, averaging, optimizer, recorder, spikes, start, seconds, saved is not None,
+               saved.get("pending_loss") if saved else None)  # fmt: skip
 
+
+def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
+    """One run from its data to its figure, or the rest of it after it went `back` before a loss spike.
+
+    Raises one of the errors of `main` for what the user can put right, GoBack for `main` to call again.
+    """
+    run = begin(cfg, world, back)
+    cfg, model, optimizer, recorder, spikes = run.cfg, run.model, run.optimizer, run.recorder, run.spikes
     tokens_per_step = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     peak = peak_flops(world.device)
     earlier = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
     val_loss, best_val = earlier[-1] if earlier else math.nan, min(earlier, default=math.inf)
-    pending = saved.get("pending_loss") if saved else None  # the run left before it measured what was due at `start`
-    loss = torch.tensor(0.0 if pending is None or world.rank else pending, device=world.device)
+    loss = torch.tensor(0.0 if run.unmeasured is None or world.rank else run.unmeasured, device=world.device)
     leaving = False
     begun = mark = time.perf_counter()  # of the run, and of the steps since the last row
-    marked = start
+    marked = run.start
 
-    for step in range(start, cfg.max_iters + 1):
+    for step in range(run.start, cfg.max_iters + 1):
         world.at(step)
         lr = learning_rate(max(step, 1), cfg)
-        if step > start:
+        if step > run.start:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = accumulate(averaging, train_tokens, spikes.batch(step), cfg, world)
+            loss = accumulate(run.averaging, run.dataset.train, spikes.batch(step), cfg, world)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)  # the gradients stay views of the optimizer's flat buffer
             if recorder:
                 recorder.step()
             signals.wait_for_boundaries()
-        elif saved and pending is None:
+        elif run.resumed and run.unmeasured is None:
             continue  # this step was measured before it was saved
 
         # Nothing above waits for the device. What follows does, at some of the steps.
@@ -403,7 +426,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
             speed = tokens_per_step * (step - marked) / (time.perf_counter() - mark)  # tokens per second
         if validate and not leaving:
             try:
-                val_loss = measured = evaluate(net, val_tokens, cfg, world)
+                val_loss = measured = evaluate(run.net, run.dataset.val, cfg, world)
             except signals.Stopped:
                 leaving = True
         if report and not leaving:
@@ -412,7 +435,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
                     {
                         "step": step,
                         "tokens": step * tokens_per_step,
-                        "seconds": round(seconds + time.perf_counter() - begun, 3),
+                        "seconds": round(run.seconds + time.perf_counter() - begun, 3),
                         "train_loss": train_loss if step else None,
                         "val_loss": measured,
                         "lr": lr if step else None,
@@ -443,7 +466,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
                 "model_config": dataclasses.asdict(model.config),
                 "model": model.state_dict(keep_vars=world.sharded),  # which tell what is tied
                 "optimizer": optimizer.state_dict(),
-                "seconds": seconds + time.perf_counter() - begun,
+                "seconds": run.seconds + time.perf_counter() - begun,
                 "pending_loss": train_loss if leaving and report else None,
                 "spikes": dataclasses.asdict(spikes),
             }
@@ -464,7 +487,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
             mark, marked = time.perf_counter(), step  # validating and saving are no training speed
 
     if recorder:
-        entropy = dataset.manifest.get("val_unigram_entropy", math.nan)  # the loss of knowing nothing but frequencies
+        entropy = run.dataset.manifest.get("val_unigram_entropy", math.nan)  # the loss of knowing only frequencies
         recorder.say(f"validation loss {val_loss:.4f} nats per token; unigram entropy of the corpus {entropy:.4f}")
         recorder.close()
         try:
