@@ -29,6 +29,7 @@ import torch
 
 import checkpoint
 import huggingface
+import memory
 import parallel
 import signals
 from checkpoint import CheckpointError
@@ -334,6 +335,11 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     if not world.same(start):  # after which all have read: claim moves files
         raise CheckpointError(f"the processes do not see the same checkpoints: out_dir={cfg.out_dir!r} must be shared")
     cfg, model_config = settle(cfg, weights, saved, dataset.vocab_size)
+    state = memory.state_bytes(tiny_optimizer(cfg))
+    need = memory.needed(model_config, cfg.batch_size, state, world.size, cfg.parallel, world.dtype, cfg.recompute)
+    if too_much := memory.problem(need, world.device):
+        raise ConfigError(f"{too_much}: lower batch_size={cfg.batch_size}, set --recompute, or spread the model over "
+                          "more processes with --parallel=fsdp")
     pretrained = cfg.weights is not None and not saved
     model = load_weights(cfg) if pretrained else None  # which may refuse, so before anything is moved
     named = init_from.endswith(checkpoint.KINDS)
@@ -342,6 +348,7 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
         for line in damaged:
             print(f"train.py: passing over a checkpoint: {line}", file=sys.stderr)
         claim(cfg.out_dir, keep=None if saved is None or elsewhere else start)
+        print(f"memory of a process: about {need}", flush=True)
 
     torch.manual_seed(cfg.seed)
     identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer}

@@ -61,6 +61,7 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> tuple[Callab
     torch.manual_seed(cfg.seed)
     shape = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__ if k != "vocab_size"}
     model = GPT(GPTConfig(vocab_size=vocab_size, **shape)).to(world.device)
+    model.recompute(cfg.recompute)
     groups = model.param_groups(cfg.weight_decay)
     settings: dict[str, Any] = {"lr": cfg.learning_rate, "max_grad_norm": cfg.grad_clip, "compile": cfg.compile}
     optimizer: Any

@@ -1,0 +1,76 @@
+"""What memory.py counts, against what processes take."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import memory
+import train
+from model import GPT, GPTConfig
+from optim import build_optimizer
+
+ROOT = Path(memory.__file__).parent
+
+
+@pytest.mark.parametrize("name", memory.OPTIMIZERS)
+@pytest.mark.parametrize(("vocab_size", "n_embd"), [(50, 24), (101, 65)])
+def test_what_the_optimizer_keeps_is_what_is_counted(name: str, vocab_size: int, n_embd: int) -> None:
+    config = GPTConfig(block_size=16, vocab_size=vocab_size, n_layer=2, n_head=1, n_embd=n_embd)
+    model = GPT(config)
+    optimizer = build_optimizer(name, model.parameters(), **memory.OPTIMIZERS[name])
+    one = build_optimizer(name, [torch.nn.Parameter(torch.zeros(1))], **memory.OPTIMIZERS[name])
+    (bucket,) = optimizer.buckets
+    kept = [*bucket.states.values()] + ([] if bucket.pending is None else [bucket.pending])
+    counted = memory.needed(config, 1, memory.state_bytes(one))
+    assert counted.states == sum(matrix.nbytes for matrix in kept) > 0
+    assert counted.weights == bucket.x.nbytes and counted.gradients == bucket.g.nbytes
+    assert counted.passing == 0
+    over_two = memory.needed(config, 1, memory.state_bytes(one), processes=2, parallel="fsdp")
+    assert counted.states / 2 <= over_two.states < counted.states
+    assert memory.needed(config, 1, 8, processes=2).gradients == 2 * counted.gradients
+
+
+def test_a_model_by_hand() -> None:
+    """GPT-2 XL with MADA, 1,557,686,400 parameters with padding, on one GPU: 36 bytes each, and 2 for autocast."""
+    config, batch_size = memory.MODELS["1.5B"]
+    need = memory.needed(config, batch_size, 28, dtype=torch.bfloat16, recompute=True)
+    assert (need.weights + need.gradients + need.states) / 1_557_686_400 == pytest.approx(36, rel=2e-4)
+    assert need.passing / 1_557_686_400 == pytest.approx(2, rel=2e-3)
+    eight = memory.needed(config, batch_size, 28, 8, "fsdp", torch.bfloat16, recompute=True)
+    assert (eight.weights + eight.gradients + eight.states) / 1_557_686_400 == pytest.approx(40 / 8, rel=2e-3)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_takes_memory(small: list[str], tmp_path: Path, capsys) -> None:
+    huge = [*small, "--n_embd=200000"]  # a trillion parameters
+    assert train.main(huge) == 2
+    error = capsys.readouterr().err
+    assert "each process needs about " in error and " GB of cpu: lower batch_size=4" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_table_of_the_doc_is_what_the_command_writes() -> None:
+    text = memory.SCALE.read_text(encoding="utf-8")
+    table = text[text.index(memory.BEGIN) + len(memory.BEGIN) : text.index(memory.END)].strip()
+    assert table.splitlines() == memory.table()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [["adam"], ["mada"], ["adam", "--recompute", "--batch_size=8"],
+                                      ["mada", "--dtype=bfloat16", "--batch_size=8"]])  # fmt: skip
+def test_the_peak_of_a_process_is_within_a_tenth(settings: list[str]) -> None:
+    optimizer, *more = settings
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scale", f"--alone=124M-{optimizer}", "--seconds=0", "--device=cpu",
+         "--n_layer=4", "--n_head=4", "--n_embd=256", "--block_size=128", "--batch_size=2",
+         "--gradient_accumulation_steps=1", *more],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    row = json.loads(run.stdout.splitlines()[-1])
+    assert row["peak_bytes"] == pytest.approx(row["counted_bytes"], rel=0.1), row
