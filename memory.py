@@ -7,9 +7,9 @@ context and NCCL (1 to 2 GB), and what an allocator loses between the pieces.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,15 @@ def state_bytes(optimizer: Any) -> int:
     return sum(matrix.element_size() for matrix in matrices)
 
 
+@functools.cache
+def shapes(config: GPTConfig) -> tuple[list[torch.Size], int]:
+    """Of the parameters, the tied one once, and the number of elements of a block."""
+    with torch.device("meta"):
+        model = GPT(config)
+    blocks: Any = model.transformer["h"]
+    return [p.shape for p in model.parameters()], sum(p.numel() for p in blocks[0].parameters())
+
+
 def needed(config: GPTConfig, batch_size: int, state: int, processes: int = 1, parallel: str = "ddp",
            dtype: torch.dtype = torch.float32, recompute: bool = False) -> Memory:  # fmt: skip
     """What one process needs for micro-batches of (batch_size, block_size) tokens.
@@ -67,20 +76,17 @@ def needed(config: GPTConfig, batch_size: int, state: int, processes: int = 1, p
         state: bytes of one parameter, from `state_bytes`.
         dtype: of matmuls.
     """
-    with torch.device("meta"):
-        model = GPT(config)
-    blocks: Any = model.transformer["h"]
-    block = sum(p.numel() for p in blocks[0].parameters())
+    parameters, block = shapes(config)
     sharded = parallel == "fsdp" and processes > 1
     parts = processes if sharded else 1
 
-    def rows(p: torch.Tensor) -> int:  # as Bucket lays them out; FSDP splits the first dimension
-        return math.ceil(math.ceil(len(p) / parts) * p[0].numel() / WIDTH) * WIDTH
+    def rows(shape: torch.Size) -> int:  # as Bucket lays them out; FSDP splits the first dimension
+        return math.ceil(math.ceil(shape[0] / parts) * shape[1:].numel() / WIDTH) * WIDTH
 
-    here = sum(rows(p) for p in model.parameters())
-    every = sum(p.numel() for p in model.parameters())
+    here = sum(map(rows, parameters))
+    every = sum(shape.numel() for shape in parameters)
     a = torch.empty((), dtype=dtype).element_size()
-    matmuls = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    matmuls = sum(shape.numel() for shape in parameters if len(shape) == 2)
     C, P, L = config.n_embd, config.padded_vocab_size, config.n_layer
     copies = a * matmuls if a < 4 else 0
     passing = copies
@@ -134,8 +140,8 @@ def table() -> list[str]:
         "| model | micro-batch | recompute | layout | GPUs | " + " | ".join(OPTIMIZERS) + " |",
         "|---" * 5 + "|---:" * len(OPTIMIZERS) + "|",
     ]
-    parameter: Callable[[], list] = lambda: [torch.nn.Parameter(torch.zeros(1))]  # noqa: E731
-    state = {name: state_bytes(build_optimizer(name, parameter(), **more)) for name, more in OPTIMIZERS.items()}
+    state = {name: state_bytes(build_optimizer(name, [torch.nn.Parameter(torch.zeros(1))], **more))
+             for name, more in OPTIMIZERS.items()}  # fmt: skip
     for name, (config, batch) in MODELS.items():
         for recompute in (False, True):
             for parallel, processes in (("ddp", 1), ("ddp", 8), ("ddp", 64), ("fsdp", 8), ("fsdp", 64)):
