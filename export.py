@@ -2,6 +2,7 @@
 
     python export.py --out_dir=out/gpt2_mada --folder=mada-gpt2          # for transformers' GPT2LMHeadModel
     python export.py --from_folder --folder=gpt2 --out_dir=out/gpt2      # released weights as a checkpoint of step 0
+    python export.py --out_dir=out/xl --one_file --folder=out/one        # a sharded checkpoint as a single file
     python export.py --help
 """
 
@@ -29,6 +30,7 @@ class Config:
     which: Annotated[Literal["best", "newest"], "the checkpoint with the lowest validation loss, or the last"] = "best"
     folder: Annotated[str, "with config.json and model.safetensors; for --from_folder also a name in DATA_MIRROR"] = ""
     from_folder: Annotated[bool, "the other way: write the folder's model as a checkpoint into out_dir"] = False
+    one_file: Annotated[bool, "write a ckpt_*.pt into folder instead, whatever the checkpoint's form"] = False
     dataset: Annotated[str, "for --from_folder: the checkpoint names it, for its tokenizer"] = "shakespeare"
 
 
@@ -36,6 +38,8 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
     """(fields concerned, what is wrong and what is allowed) for each impossible value."""
     if not cfg.folder:
         yield "folder", "name a folder with --folder=..."
+    if cfg.from_folder and cfg.one_file:
+        yield "from_folder one_file", "from_folder and one_file are two different ways: give one"
 
 
 def export(cfg: Config) -> str:
@@ -59,11 +63,24 @@ def export(cfg: Config) -> str:
             raise CheckpointError(f"{cfg.out_dir} cannot be written ({error.strerror})") from None
         return f"{model.num_parameters():,} parameters of {cfg.folder} are in {written.path}"
     chosen = (checkpoint.best if cfg.which == "best" else checkpoint.newest)(cfg.out_dir)
-    saved = checkpoint.load(chosen)
+    if cfg.one_file:
+        return _one_file(chosen, Path(cfg.folder))
+    saved = checkpoint.load(chosen, ("model",))
     model = GPT(GPTConfig(**saved["model_config"]))
     model.load_state_dict(saved["model"])
     tokenizer = huggingface.save(model, cfg.folder)
     return f"{chosen.path} is in {cfg.folder}, {'with' if tokenizer else 'without a'} tokenizer"
+
+
+def _one_file(chosen: checkpoint.Checkpoint, folder: Path) -> str:
+    if checkpoint.find(folder):
+        raise CheckpointError(f"{folder} holds a run already: choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = checkpoint.save(folder, chosen.step, chosen.val_loss, checkpoint.load(chosen), keep=1)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from None
+    return f"{chosen.path} is in {written.path}"
 
 
 def main(argv: list[str]) -> int:

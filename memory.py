@@ -126,10 +126,10 @@ def capacity(device: torch.device) -> int:
     return size // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def problem(need: Memory, device: torch.device) -> str | None:
-    """Why a run of this need cannot be, in words; None if it fits."""
+def problem(need: Memory, device: torch.device, compiled: bool) -> str | None:
+    """Why a run of this need cannot be, in words; None if it may fit (of the activations, compiled code keeps less)."""
     there = capacity(device)
-    if need.total <= there:
+    if need.total - (need.activations // 2 if compiled else 0) <= there:
         return None
     return f"each process needs about {need}, more than the {there / 1e9:.2f} GB of {device}"
 

@@ -246,7 +246,7 @@ def open_subject(out_dir: str, which: str = "best", weights: str | None = None) 
         facts: dict[str, Any] = {"weights": str(weights), "sha256": file_sha256(folder / "model.safetensors")}
         return Subject(model, tokenizer, None, facts, folder / "evaluation.json")
     chosen = (checkpoint.best if which == "best" else checkpoint.newest)(out_dir)
-    saved = checkpoint.load(chosen)
+    saved = checkpoint.load(chosen, ("model",))
     model = GPT(GPTConfig(**saved["model_config"]))
     model.load_state_dict(saved["model"])
     dataset = saved["config"]["dataset"]

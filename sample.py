@@ -52,7 +52,7 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
 def sample(cfg: Config) -> Iterator[str]:
     """The texts, prompt included, one at a time."""
     chosen = checkpoint.best(cfg.out_dir) if cfg.which == "best" else checkpoint.newest(cfg.out_dir)
-    saved = checkpoint.load(chosen)
+    saved = checkpoint.load(chosen, ("model",))
     dataset = open_dataset(saved["config"]["dataset"], prepare=True)  # for its tokenizer
     device = torch.device(parallel.resolve(cfg.device))
     model = GPT(GPTConfig(**saved["model_config"]))

@@ -59,14 +59,13 @@ def write(folder: Path, content: dict[str, Any]) -> Facts:
                 torch.save(rest, file)
                 file.flush()
                 os.fsync(file.fileno())
+        written = sorted(folder.glob("*.safetensors"))[dist.get_rank() :: dist.get_world_size()]  # probably its own
+        facts = described([*written, folder / "rest.pt"] if dist.get_rank() == 0 else written)
     except dcp.CheckpointException as failed:  # the same on all processes
         causes = [cause for cause, _ in failed.failures.values()]
         raise next((cause for cause in causes if isinstance(cause, OSError)), OSError(5, str(causes[0]))) from None
     except OSError as failed:
         error = failed
-    if not error:
-        written = sorted(folder.glob("*.safetensors"))[dist.get_rank() :: dist.get_world_size()]  # probably its own
-        facts = described([*written, folder / "rest.pt"] if dist.get_rank() == 0 else written)
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, error or facts)
     for outcome in outcomes:
@@ -95,7 +94,7 @@ def read(folder: Path, parts: tuple[str, ...] = ("model", "optimizer")) -> dict[
     _load(tensors, folder, alone=True)
     if "model" in parts:
         model = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("model/")}
-        content["model"] = model | {name: model[same] for name, same in content["same"].items()}
+        content["model"] = model | {name: model[same] for name, same in content.pop("same").items()}
     if "optimizer" in parts:
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():

@@ -337,7 +337,8 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     cfg, model_config = settle(cfg, weights, saved, dataset.vocab_size)
     state = memory.state_bytes(tiny_optimizer(cfg))
     need = memory.needed(model_config, cfg.batch_size, state, world.size, cfg.parallel, world.dtype, cfg.recompute)
-    if too_much := memory.problem(need, world.device):
+    compiled = cfg.compile is not False and (cfg.compile or world.device.type == "cuda")
+    if too_much := memory.problem(need, world.device, compiled):
         raise ConfigError(f"{too_much}: lower batch_size={cfg.batch_size}, set --recompute, or spread the model over "
                           "more processes with --parallel=fsdp")
     pretrained = cfg.weights is not None and not saved
@@ -348,7 +349,7 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
         for line in damaged:
             print(f"train.py: passing over a checkpoint: {line}", file=sys.stderr)
         claim(cfg.out_dir, keep=None if saved is None or elsewhere else start)
-        print(f"memory of a process: about {need}", flush=True)
+        print(f"memory of a process: about {need}, there are {memory.capacity(world.device) / 1e9:.2f} GB", flush=True)
 
     torch.manual_seed(cfg.seed)
     identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer}
@@ -357,7 +358,7 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     model = (model or GPT(model_config)).to(world.device)
     problem = parallel.compiler_problem(world.device) if cfg.compile is not False else "not asked for"
     arguments = optimizer_arguments(cfg, False if problem else cfg.compile)
-    compiled = problem is None and (cfg.compile or world.device.type == "cuda")
+    compiled = compiled and problem is None
     model.recompute(cfg.recompute)
     net, averaging = world.spread(model, compiled)
     optimizer: Any = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), **arguments)

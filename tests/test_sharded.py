@@ -11,6 +11,7 @@ import torch
 from test_train import rows, same, without_seconds
 
 import checkpoint
+import export
 import perplexity
 import sample
 import train
@@ -179,6 +180,12 @@ def test_checkpoints_of_parts(corpus: str, tmp_path: Path, capsys) -> None:
 
     found = checkpoint.newest(tmp_path / "whole")  # the others read the folder itself
     assert sample.main([f"--out_dir={tmp_path / 'whole'}", "--prompt=the ", "--max_new_tokens=5"]) == 0
+    assert export.main([f"--out_dir={tmp_path / 'whole'}", "--one_file", f"--folder={tmp_path / 'file'}"]) == 0
+    assert checkpoint.newest(tmp_path / "file").path.name == "ckpt_000020.pt"
+    (tmp_path / "file" / "metrics.csv").write_bytes((tmp_path / "whole" / "metrics.csv").read_bytes())
+    ends_equal(tmp_path / "whole", tmp_path / "file")
+    goes_on = train.main([*argv("file", "--max_iters=21"), "--init_from=resume"])
+    assert goes_on == 0 and checkpoint.newest(tmp_path / "file").step == 21
     subject = perplexity.open_subject(str(tmp_path / "whole"))
     assert subject.model.lm_head.weight is subject.model.transformer["wte"].weight
     assert torch.equal(subject.model.state_dict()["lm_head.weight"], ends[0]["model"]["lm_head.weight"])
@@ -199,3 +206,15 @@ def ends_equal(one: Path, other: Path) -> None:
     assert ends[0]["step"] == ends[1]["step"]
     for part in ("model", "optimizer"):
         assert same(ends[0][part], ends[1][part]), part
+
+
+@pytest.mark.long
+def test_a_compiled_sharded_run_is_the_uncompiled_one(corpus: str, tmp_path: Path) -> None:
+    jobs = []
+    for compiled in ("True", "False"):
+        argv = base(corpus, "mada", tmp_path / compiled)
+        jobs.append((2, [*argv, "--parallel=fsdp", "--recompute", "--dropout=0", f"--compile={compiled}"]))
+    for answer in run(tmp_path, *jobs):
+        assert answer["codes"] == [0, 0], answer["said"]
+        assert "without it" not in answer["said"] and "uncompiled" not in answer["said"]
+    nearly_equal(tmp_path / "False", tmp_path / "True")
