@@ -12,10 +12,12 @@ import json
 import math
 import os
 import platform
+import queue
 import re
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -169,16 +171,37 @@ class MetricsFile:
 
 
 class Wandb:
-    """The second sink. Nothing that goes wrong in wandb stops a run: it is reported once and then left alone."""
+    """The second sink. Nothing that goes wrong in wandb stops a run: it is reported once and then left alone.
+
+    wandb is called from a thread of its own, so that a slow network does not hold up the training either. At the end it
+    has PATIENCE seconds for the rows that wait.
+    """
+
+    PATIENCE = 60.0
 
     def __init__(self, out_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
-        self._run: Any = None
+        self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()  # None is the end
+        self._thread = threading.Thread(target=self._work, args=(out_dir, config, resume), daemon=True)
+        self._thread.start()
+
+    def write(self, row: Row) -> None:
+        if self._thread.is_alive():
+            self._rows.put(dict(row))
+
+    def close(self) -> None:
+        self._rows.put(None)
+        self._thread.join(self.PATIENCE)
+        if self._thread.is_alive():
+            late = f"not done {self.PATIENCE:g} seconds after the end, and left alone: metrics.csv is complete"
+            print(f"wandb: {late}", file=sys.stderr)
+
+    def _work(self, out_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
         try:
             import wandb
 
             id_file = out_dir / "wandb_id"  # a resumed run goes on in the same wandb run
             run_id = id_file.read_text().strip() if resume and id_file.exists() else secrets.token_hex(4)
-            self._run = wandb.init(
+            run = wandb.init(
                 project=config["wandb_project"],
                 name=config["wandb_run_name"],
                 id=run_id,
@@ -187,26 +210,11 @@ class Wandb:
                 dir=str(out_dir),
             )
             id_file.write_text(run_id + "\n")
+            while (row := self._rows.get()) is not None:
+                run.log({name: value for name, value in row.items() if value is not None}, step=int(row["step"] or 0))
+            run.finish()
         except Exception as error:
-            self._give_up(error)
-
-    def write(self, row: Row) -> None:
-        if self._run is not None:
-            try:
-                self._run.log({name: value for name, value in row.items() if value is not None}, step=row["step"])
-            except Exception as error:
-                self._give_up(error)
-
-    def close(self) -> None:
-        if self._run is not None:
-            try:
-                self._run.finish()
-            except Exception as error:
-                self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        print(f"wandb: {type(error).__name__}: {error}; the run goes on without it", file=sys.stderr)
+            print(f"wandb: {type(error).__name__}: {error}; the run goes on without it", file=sys.stderr)
 
 
 class Progress:

@@ -82,6 +82,7 @@ class Config:
     wandb_run_name: Annotated[str | None, "name of the run there; None lets it choose one"] = None
     # data
     dataset: Annotated[str, "a folder of data/, or the path of a prepared one"] = "openwebtext"
+    verify_data: Annotated[bool, "read the whole data set first: checksums, ids within the vocabulary"] = False
     batch_size: Annotated[int, "sequences in a micro-batch of one process"] = 12
     gradient_accumulation_steps: Annotated[int, "micro-batches in a step, over all processes together"] = 40
     block_size: Annotated[int, "length of a sequence (tokens)"] = 1024
@@ -323,7 +324,8 @@ class Run:
 
 def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     """Data, checkpoint or weights, model, optimizer and record of a run that starts or goes on."""
-    dataset = open_dataset(cfg.dataset, prepare=True)  # small sets only; one process prepares, the others wait for it
+    # Small sets are prepared now, by one process, while the others wait for it.
+    dataset = open_dataset(cfg.dataset, prepare=True, verify=cfg.verify_data and world.rank == 0)
     for tokens in (dataset.train, dataset.val):
         val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
     weights = weights_of(cfg)

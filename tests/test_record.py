@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -133,6 +135,37 @@ def test_whatever_fails_in_wandb_is_reported_once_and_the_run_goes_on(
     sink.close()
     assert fake.calls == calls
     assert capsys.readouterr().err == "wandb: RuntimeError: no network, for instance; the run goes on without it\n"
+
+
+def test_a_wandb_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    forever = threading.Event()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: forever.wait()))
+    monkeypatch.setattr(Wandb, "PATIENCE", 0.2)
+    begun = time.monotonic()
+    sink = Wandb(tmp_path, CONFIG, resume=False)
+    for step in range(1000):
+        sink.write({"step": step})
+    assert time.monotonic() - begun < 0.2
+    sink.close()
+    assert time.monotonic() - begun < 2
+    assert capsys.readouterr().err.startswith("wandb: not done 0.2 seconds after the end, and left alone")
+    forever.set()
+
+
+def test_a_slow_wandb_gets_every_row(tmp_path: Path, monkeypatch) -> None:
+    got = []
+
+    def log(row: dict, step: int) -> None:
+        time.sleep(0.02)
+        got.append(step)
+
+    run = SimpleNamespace(log=log, finish=lambda: got.append("finish"))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    sink = Wandb(tmp_path, CONFIG, resume=False)
+    for step in range(20):
+        sink.write({"step": step})
+    sink.close()
+    assert got == [*range(20), "finish"]
 
 
 def test_a_missing_wandb_is_reported_once(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_train import same, without_seconds
@@ -208,6 +210,29 @@ def test_a_save_that_fails_does_not_end_the_run(
     else:
         assert checkpoint.load(checkpoint.newest(out_dir))["step"] == 2
         assert without_seconds(out_dir) == without_seconds(tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["foreign", "truncated", "missing", "beyond the vocabulary"])
+def test_data_that_is_not_what_was_prepared_is_refused(
+    small: list[str], corpus: str, tmp_path: Path, capsys, damage: str
+) -> None:
+    data = shutil.copytree(corpus, tmp_path / "data")
+    shard = data / "train_00000.bin"
+    ids = np.fromfile(shard, np.uint16)
+    if damage == "missing":
+        shard.unlink()
+    else:
+        {"foreign": ids[::-1], "truncated": ids[:-1], "beyond the vocabulary": ids + 60_000}[damage].tofile(shard)
+    run = [*small, f"--dataset={data}", "--max_iters=2"]
+    if damage == "foreign":  # of the right size: nothing but a look at every byte finds it
+        assert train.main(run) == 0
+        run.append("--verify_data")
+    capsys.readouterr()
+    assert train.main(run) == 2
+    said = {"foreign": "was changed since it was prepared (its sha256 differs)", "truncated": "has 79,998 bytes",
+            "missing": "is missing although", "beyond the vocabulary": "but the vocabulary has"}  # fmt: skip
+    line = capsys.readouterr().err
+    assert re.fullmatch(rf"train.py: {re.escape(str(shard))} .*\n", line) and said[damage] in line
 
 
 def test_too_little_space_is_said_before_the_start(small: list[str], tiny_disk: Path, capsys) -> None:
