@@ -254,10 +254,10 @@ def children(pid: int) -> list[int]:
     return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
-def begun(out_dir: Path) -> bool:
-    """Whether the run has done at least three steps."""
+def begun(out_dir: Path, rows: int = 4) -> bool:
+    """Whether metrics.csv has so many rows, of which the first is step 0."""
     path = out_dir / "metrics.csv"
-    return path.exists() and path.read_text().count("\n") > 4
+    return path.exists() and path.read_text().count("\n") > rows
 
 
 @pytest.mark.parametrize(
@@ -307,6 +307,85 @@ def test_a_validation_cut_short_is_left_to_the_resumed_run(small: list[str], tmp
     assert (saved.step, saved.val_loss) == (6, None) and without_seconds(tmp_path / "cut")[-1]["step"] == "3"
     assert train.main(cut) == 0
     ends_equal(tmp_path / "run", tmp_path / "cut")
+
+
+# Says where it is, and stays there: in the preparation of its data, in the compiler, in a validation in mid-run.
+PHASES = """
+import os, sys, time, torch._inductor, train
+from pathlib import Path
+from data import preparation
+from data.tokenizer import CharTokenizer
+folder, phase, argv = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+def dwelling(real):
+    def dwell(*args, **kwargs):
+        print("in", phase, os.environ["RANK"], flush=True)
+        time.sleep(0.05 if phase == "validation" else 60)
+        return real(*args, **kwargs)
+    return dwell
+if phase == "preparation":
+    slow = preparation.Source("slow", CharTokenizer("ab"), dwelling(iter), {"text": "none"})
+    def open_dataset(*_, **__):  # one prepares, the other waits for it
+        print("in", phase, os.environ["RANK"], flush=True)
+        preparation.prepare(slow, folder / "data")
+    train.open_dataset = open_dataset
+elif phase == "compilation":
+    torch._inductor.compile = dwelling(torch._inductor.compile)
+else:
+    evaluations = []
+    def evaluate(*args, real=train.evaluate):
+        evaluations.append(None)
+        if len(evaluations) == 2:
+            train.World.move = dwelling(train.World.move)
+        return real(*args)
+    train.evaluate = evaluate
+sys.exit(train.main(argv))
+"""
+
+
+@pytest.mark.parametrize("phase", ["preparation", pytest.param("compilation", marks=pytest.mark.long), "validation"])
+def test_ctrl_c_to_torchrun_ends_every_process_wherever_it_is(small: list[str], tmp_path: Path, phase: str) -> None:
+    """In a session of its own, as under a terminal: Ctrl-C reaches all of its processes, torchrun too."""
+    (tmp_path / "rank.py").write_text(PHASES)
+    command = [*TORCHRUN, tmp_path / "rank.py", tmp_path, phase, *small, "--eval_iters=0"]
+    if phase == "compilation":
+        command += ["--compile=None", "--n_embd=96"]  # from 100,000 parameters on the optimizer is compiled
+    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        assert process.stdout
+        seen = ""
+        while not {f"in {phase} 0", f"in {phase} 1"} <= {*seen.splitlines()}:
+            line = process.stdout.readline()
+            assert line, seen
+            seen += line
+        workers = children(process.pid)
+        begun = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        seen += process.communicate(timeout=60)[0]
+        assert time.monotonic() - begun < 20
+    assert "Signal 9" not in seen and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    found = [(found.step, found.val_loss) for found in checkpoint.find(tmp_path / "run")]
+    if phase == "validation":
+        assert "train.py: stopped after step 6; --init_from=auto goes on" in seen and found == [(6, None)]
+    else:
+        assert "train.py: stopped before its first step, with nothing new to save" in seen and not found
+
+
+@pytest.mark.long
+def test_a_signal_ends_a_real_compilation(small: list[str], tmp_path: Path) -> None:
+    env = ENV | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, ROOT / "train.py", *small, "--compile=None", "--n_embd=96"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_for(lambda: [*(tmp_path / "cache").rglob("*.main.cpp")] and begun(tmp_path / "run", 1), 300)
+        wait_for(lambda: len([*(tmp_path / "cache").rglob("*.main.cpp")]) >= 3, 300)  # the optimizer's, one by one
+        process.send_signal(signal.SIGTERM)
+        assert "stopped before its first step" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and not checkpoint.find(tmp_path / "run")
+    wait_for(lambda: not any(stat.read_text().split()[5] == str(process.pid) for stat in stats()), 10)  # no compiler
+
+
+def stats() -> list[Path]:
+    """One /proc/*/stat for each process, whose sixth word is its session."""
+    return [path for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
 
 
 def test_before_the_first_step_a_signal_ends_the_run_at_once(small: list[str], tmp_path: Path, monkeypatch) -> None:

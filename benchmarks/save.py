@@ -1,0 +1,79 @@
+"""What a save costs: seconds that the training waits for each GB of checkpoint.
+
+    python -m benchmarks.save [--gb=1] [--rounds=5] [--folder=FOLDER] [--out=FILE]
+
+`synchronous` is checkpoint.save as train.py calls it: pickled, hashed, written, on the disk. `of which` times its parts
+alone: sha256 of as many bytes, and writing and syncing them. `asynchronous` is the least that a save in the background
+would make the training wait: the copy of every tensor that the next step overwrites, into memory that is there already
+(`first` into memory that is new). Rounds take turns; medians, and quartiles of all rounds.
+"""
+
+import hashlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import checkpoint
+from benchmarks.measure import write
+
+
+def main(argv: list[str]) -> None:
+    own = {"gb": "1", "rounds": "5", "folder": "", "out": ""}
+    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
+    if unknown := [arg for arg in argv if arg.partition("=")[0].removeprefix("--") not in own]:
+        sys.exit(f"error: unknown argument {unknown[0]}: see the head of benchmarks/save.py")
+    gb, rounds = float(own["gb"]), int(own["rounds"])
+    tensors = {f"t{i}": torch.randn(int(gb * 1e9 / 4 / 32)) for i in range(32)}  # as many as a small model has
+    there = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    step = 0
+
+    with tempfile.TemporaryDirectory(dir=own["folder"] or None) as folder:
+
+        def synchronous() -> None:
+            nonlocal step
+            step += 1
+            checkpoint.save(folder, step, None, {"model": tensors}, keep=1)
+
+        def digest() -> None:
+            hashed = hashlib.sha256()
+            for tensor in tensors.values():
+                hashed.update(tensor.numpy())  # type: ignore[arg-type]
+
+        def disk() -> None:
+            with Path(folder, "plain").open("wb") as file:
+                for tensor in tensors.values():
+                    file.write(tensor.numpy())  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+
+        def copy() -> None:
+            for name, tensor in tensors.items():
+                there[name].copy_(tensor)
+
+        ways: dict[str, Callable[[], object]] = {
+            "synchronous": synchronous, "of which sha256": digest, "of which writing and syncing": disk,
+            "asynchronous": copy, "asynchronous, first": lambda: [tensor.clone() for tensor in tensors.values()],
+        }  # fmt: skip
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                begun = time.perf_counter()
+                way()
+                times[name].append((time.perf_counter() - begun) / gb)
+    rows = []
+    print(f"{gb:g} GB, {rounds} rounds, {torch.get_num_threads()} threads\n{'':30} s/GB, median (quartiles)")
+    for name, seconds in times.items():
+        lower, median, upper = statistics.quantiles(seconds)
+        rows.append({"way": name, "seconds_per_gb": [median, lower, upper]})
+        print(f"{name:30} {median:.3f} ({lower:.3f} to {upper:.3f})")
+    print("written to", write(own["out"] or None, "save", "cpu", rows, gb=gb, rounds=rounds))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
