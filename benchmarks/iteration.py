@@ -62,6 +62,7 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> tuple[Callab
     shape = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__ if k != "vocab_size"}
     model = GPT(GPTConfig(vocab_size=vocab_size, **shape)).to(world.device)
     model.recompute(cfg.recompute)
+    _, net = world.spread(model, bool(cfg.compile or world.device.type == "cuda"))
     groups = model.param_groups(cfg.weight_decay)
     settings: dict[str, Any] = {"lr": cfg.learning_rate, "max_grad_norm": cfg.grad_clip, "compile": cfg.compile}
     optimizer: Any
@@ -69,7 +70,6 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> tuple[Callab
         optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, 0.95), eps=1e-6, fused=True)
     else:
         optimizer = build_optimizer(name.split("_")[0], groups, **settings, **CONTENDERS[name])
-    net = torch.compile(model) if cfg.compile or world.device.type == "cuda" else model
     step = 0
 
     def iterate() -> None:

@@ -1,10 +1,11 @@
-"""Large models on one GPU: speed, MFU and peak memory beside what memory.py counted. For the day that there is one.
+"""Large models on GPUs: speed, MFU and peak memory beside what memory.py counted. For the day that there is one.
 
-    python -m benchmarks.scale                      # every case
+    python -m benchmarks.scale                      # every case on one GPU
+    python -m benchmarks.scale --processes=8 --parallel=fsdp --only=1.5B-mada
     python -m benchmarks.scale --only=124M-mada --seconds=60 --out=FILE [--key=value of train.py ...]
     python -m benchmarks.scale --tiny --device=cpu  # the same on any machine, in a minute: does it work at all?
 
-Each case trains in a process of its own, on random tokens, from random weights; the first three iterations do not
+Each case trains in processes of its own, on random tokens, from random weights; the first three iterations do not
 count. `adamw` is torch.optim.AdamW(fused=True) after torch.nn.utils.clip_grad_norm_. Peak: what the GPU's allocator
 held; on a CPU, resident memory above what is left when the tensors are gone.
 """
@@ -50,8 +51,8 @@ def status(key: str) -> int:
 
 
 def measure(name: str, cfg: train.Config, seconds: float) -> dict[str, Any]:
-    """One case in this process."""
-    world = parallel.join(cfg.device, cfg.dtype, 60)
+    """One case in this process, or in those that torchrun started; memory is that of the first."""
+    world = parallel.join(cfg.device, cfg.dtype, 600, cfg.parallel == "fsdp")
     gpu = world.device.type == "cuda"
     iterate, parameters, flops = trainer(name, cfg, world)
     for _ in range(3):
@@ -62,7 +63,7 @@ def measure(name: str, cfg: train.Config, seconds: float) -> dict[str, Any]:
     else:
         Path("/proc/self/clear_refs").write_text("5")  # begins VmHWM anew
     times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
+    while len(times) < 3 or world.any(sum(times) < seconds):
         start = time.perf_counter()
         iterate()
         if gpu:
@@ -79,17 +80,17 @@ def measure(name: str, cfg: train.Config, seconds: float) -> dict[str, Any]:
     peak_flops = train.peak_flops(world.device)
     shape = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__ if k != "vocab_size"}
     state = 8 if name == "adamw" else memory.state_bytes(train.tiny_optimizer(cfg))
-    need = memory.needed(GPTConfig(vocab_size=50257, **shape), cfg.batch_size, state, dtype=world.dtype,
-                         recompute=cfg.recompute)  # fmt: skip
+    need = memory.needed(GPTConfig(vocab_size=50257, **shape), cfg.batch_size, state, world.size, cfg.parallel,
+                         world.dtype, cfg.recompute)  # fmt: skip
     return {
         "parameters": parameters, "tokens": tokens, "seconds": second, "iterations": len(times),
-        "tokens_per_second": tokens / second, "mfu": flops / second / peak_flops if peak_flops else None,
+        "tokens_per_second": tokens / second, "mfu": flops / second / peak_flops / world.size if peak_flops else None,
         "peak_bytes": peak, "counted_bytes": need.total, "counted": str(need), "dtype": str(world.dtype),
     }  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
-    own = {"seconds": "30", "out": "", "only": ",".join(CASES), "alone": ""}
+    own = {"seconds": "30", "processes": "1", "out": "", "only": ",".join(CASES), "alone": ""}
     own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
     tiny = "--tiny" in argv
     rest = [arg for arg in argv if arg != "--tiny" and not any(arg.startswith(f"--{k}=") for k in own)]
@@ -97,13 +98,18 @@ def main(argv: list[str]) -> None:
     if own["alone"]:
         optimizer, settings = CASES[own["alone"]]
         cfg = parse(train.Config, [*settings, "--dataset=random", *more], train.check, "scale.py")
-        print(json.dumps(measure(optimizer, cfg, float(own["seconds"]))))
+        row = measure(optimizer, cfg, float(own["seconds"]))
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(row), flush=True)
+        parallel.leave()
         return
     seconds = "1" if tiny else own["seconds"]
     rows = []
     print(f"{'case':12} {'parameters':>14} {'tokens/s':>10} {'MFU':>6} {'peak GB':>8} {'counted':>8}")
     for name in own["only"].split(","):
-        command = [sys.executable, "-m", "benchmarks.scale", f"--alone={name}", f"--seconds={seconds}"]
+        several = ["torch.distributed.run", "--standalone", f"--nproc_per_node={own['processes']}", "-m"]
+        command = [sys.executable, "-m", *several] if own["processes"] != "1" else [sys.executable, "-m"]
+        command += ["benchmarks.scale", f"--alone={name}", f"--seconds={seconds}"]
         command += ["--tiny"] * tiny + rest
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
@@ -113,7 +119,8 @@ def main(argv: list[str]) -> None:
         print(f"{name:12} {row['parameters']:14,} {row['tokens_per_second']:10,.0f} {mfu:>6} "
               f"{row['peak_bytes'] / 1e9:8.2f} {row['counted_bytes'] / 1e9:8.2f}", flush=True)  # fmt: skip
     device = parse(train.Config, rest, train.check, "scale.py").device if rest else "auto"
-    written = write(own["out"] or None, "scale", parallel.resolve(device), rows, config=more)
+    written = write(own["out"] or None, "scale", parallel.resolve(device), rows, config=more,
+                    processes=int(own["processes"]))  # fmt: skip
     print("written to", written)
 
 

@@ -1,6 +1,7 @@
 """GPT-2 medium (355M) on OpenWebText with Adam (table 7).
 
-Expected: validation loss 2.6527 (table 7). Cost: about 120 H100 hours. Never run here.
+Expected: validation loss 2.6527 (table 7). Cost: about 120 H100 hours; 27 GB on each
+of eight GPUs (docs/SCALE.md). Never run here.
 """
 
 base = "gpt2_adam.py"

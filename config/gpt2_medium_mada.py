@@ -1,6 +1,7 @@
 """GPT-2 medium (355M) on OpenWebText with MADA from AVGrad and Adan (table 7).
 
-Expected: validation loss 2.6422 (table 7). Cost: about 120 H100 hours and the optimizer's own. Never run here.
+Expected: validation loss 2.6422 (table 7). Cost: about 120 H100 hours and the optimizer's
+own; 34 GB on each of eight GPUs (docs/SCALE.md). Never run here.
 """
 
 base = "gpt2_mada.py"

@@ -60,14 +60,25 @@ def test_the_table_of_the_doc_is_what_the_command_writes() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("settings", [["adam"], ["mada"], ["adam", "--recompute", "--batch_size=8"],
-                                      ["mada", "--dtype=bfloat16", "--batch_size=8"]])  # fmt: skip
-def test_the_peak_of_a_process_is_within_a_tenth(settings: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (1, ["adam"]),
+        (1, ["mada"]),
+        (1, ["adam", "--recompute", "--batch_size=8"]),
+        (1, ["mada", "--dtype=bfloat16", "--batch_size=8"]),
+        (2, ["adam"]),
+        (2, ["mada", "--parallel=fsdp"]),
+        (2, ["adam", "--parallel=fsdp", "--dtype=bfloat16", "--recompute", "--batch_size=8"]),
+    ],
+)
+def test_the_peak_of_a_process_is_within_a_tenth(processes: int, settings: list[str]) -> None:
     optimizer, *more = settings
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"] if processes > 1 else []
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scale", f"--alone=124M-{optimizer}", "--seconds=0", "--device=cpu",
-         "--n_layer=4", "--n_head=4", "--n_embd=256", "--block_size=128", "--batch_size=2",
-         "--gradient_accumulation_steps=1", *more],
+        [sys.executable, "-m", *torchrun, "benchmarks.scale", f"--alone=124M-{optimizer}", "--seconds=0",
+         "--device=cpu", "--n_layer=4", "--n_head=4", "--n_embd=256", "--block_size=128", "--batch_size=2",
+         "--gradient_accumulation_steps=2", *more],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
     )  # fmt: skip
