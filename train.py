@@ -337,7 +337,10 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     if not world.same(start):  # after which all have read: claim moves files
         raise CheckpointError(f"the processes do not see the same checkpoints: out_dir={cfg.out_dir!r} must be shared")
     cfg, model_config = settle(cfg, weights, saved, dataset.vocab_size)
-    state = memory.state_bytes(tiny_optimizer(cfg))
+    tiny = tiny_optimizer(cfg)
+    identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer, "learned": list(tiny.learned)}
+    changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg)) if saved else []
+    state = memory.state_bytes(tiny)
     need = memory.needed(model_config, cfg.batch_size, state, world.size, cfg.parallel, world.dtype, cfg.recompute)
     compiled = cfg.compile is not False and (cfg.compile or world.device.type == "cuda")
     if too_much := memory.problem(need, world.device, compiled):
@@ -354,9 +357,6 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
         print(f"memory of a process: about {need}, there are {memory.capacity(world.device) / 1e9:.2f} GB", flush=True)
 
     torch.manual_seed(cfg.seed)
-    identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer}
-    identity["learned"] = list(tiny_optimizer(cfg).learned)
-    changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg)) if saved else []
     model = (model or GPT(model_config)).to(world.device)
     problem = parallel.compiler_problem(world.device) if cfg.compile is not False else "not asked for"
     arguments = optimizer_arguments(cfg, False if problem else cfg.compile)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_survival import ends_equal
+from test_survival import ends_equal, in_processes
 from test_train import rows
 
 import checkpoint
@@ -102,6 +102,20 @@ def test_a_run_goes_back_before_a_spike_and_skips_the_batches_however_it_is_inte
     poisoned(lambda batch: batch == POISON)
     assert train.main(other) == 0
     ends_equal(tmp_path / "run", tmp_path / "other")
+
+
+SPOIL = f"""
+import train
+def accumulate(net, tokens, batch, *rest, real=train.accumulate):
+    return real(net, tokens, batch, *rest) * (5 if batch == {POISON} else 1)
+train.accumulate = accumulate
+"""
+
+
+def test_two_processes_go_back_together(run: list[str], tmp_path: Path) -> None:
+    in_processes(tmp_path, (2, [*run, "--on_spike=skip"]), patch=SPOIL)
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(61))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["skipped"] == [[40, 3]]
 
 
 def test_spikes_that_other_batches_do_not_cure_stop_the_run(run: list[str], poisoned, capsys) -> None:

@@ -32,9 +32,9 @@ def ends_equal(one: Path, other: Path) -> None:
         assert same(ends[0][part], ends[1][part]), part
 
 
-def in_processes(folder: Path, *runs: tuple[int, list[str]]) -> None:
-    """Runs of so many processes each, one after another."""
-    jobs = [{"ranks": size, "argv": argv} for size, argv in runs]
+def in_processes(folder: Path, *runs: tuple[int, list[str]], patch: str = "") -> None:
+    """Runs of so many processes each, one after another; `patch` is code that each process begins with."""
+    jobs = [{"ranks": size, "argv": argv, "patch": patch} for size, argv in runs]
     command = [sys.executable, ROOT / "tests" / "ranks.py", folder]
     done = subprocess.run(command, input=json.dumps(jobs), env=ENV, capture_output=True, text=True, timeout=300)
     codes = [json.loads(line)["codes"] for line in done.stdout.splitlines()]

@@ -316,9 +316,12 @@ def test_a_finished_run_can_be_resumed_and_has_nothing_to_do(small: list[str], t
 @pytest.mark.parametrize("optimizer", [[], ["--optimizer=adam", "--hyper_lr=None"]], ids=["mada", "adam"])
 def test_a_run_that_diverges_stops(small: list[str], optimizer: list[str], capsys) -> None:
     changes = ["--grad_clip=0", "--max_refused=4", "--log_interval=2", "--max_iters=200", *optimizer]
-    blow_up = [*small, *changes, "--learning_rate=1e30", "--min_lr=1e30", "--warmup_iters=0", "--eval_interval=1000"]
+    blow_up = [*small, *changes, "--learning_rate=1e30", "--min_lr=1e30", "--warmup_iters=0", "--eval_interval=1000",
+               "--checkpoint_interval=1"]  # fmt: skip
     assert train.main(blow_up) == 3
-    assert re.search(r"train.py: step \d+: no finite gradient for [4-6] steps", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.match(r"train.py: step \d+: no finite gradient for [4-6] steps; ", said)
+    assert re.search(r", the last checkpoint there is \S+ckpt_0000\d\d.pt: lower the learning rate", said)
 
 
 def test_an_interrupted_run_says_how_to_go_on(small: list[str], monkeypatch, capsys) -> None:
