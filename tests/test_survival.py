@@ -457,15 +457,21 @@ def test_a_nan_on_one_process_refuses_the_step_on_every_one(small: list[str], tm
 OPTIMIZERS = typing.get_args(train.OptimizerName)
 
 
-def test_runs_on_two_processes_resume_bitwise(small: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("optimizers", "compile"), [(OPTIMIZERS, False), pytest.param(["mada"], True, marks=pytest.mark.long)],
+    ids=["all", "mada compiled"],
+)
+def test_runs_on_two_processes_resume_bitwise(
+    small: list[str], tmp_path: Path, optimizers: list[str], compile: bool
+) -> None:
     runs = []
-    for name in OPTIMIZERS:
-        run = [*small, f"--optimizer={name}", "--lr_decay_iters=12"] + ["--hyper_lr=None"] * (name != "mada")
+    for name in optimizers:
+        run = [*small, f"--optimizer={name}", "--lr_decay_iters=12", f"--compile={compile}"] + ["--hyper_lr=None"] * (name != "mada")
         there = f"--out_dir={tmp_path / name}-resumed"
         runs.append((2, [*run, f"--out_dir={tmp_path / name}"]))
         runs += [(2, [*run, there, f"--max_iters={steps}", "--init_from=auto"]) for steps in (6, 12)]
     in_processes(tmp_path, *runs)
-    for name in OPTIMIZERS:
+    for name in optimizers:
         ends_equal(tmp_path / name, tmp_path / f"{name}-resumed")
 
 
