@@ -466,7 +466,8 @@ def test_runs_on_two_processes_resume_bitwise(
 ) -> None:
     runs = []
     for name in optimizers:
-        run = [*small, f"--optimizer={name}", "--lr_decay_iters=12", f"--compile={compile}"] + ["--hyper_lr=None"] * (name != "mada")
+        run = [*small, f"--optimizer={name}", "--lr_decay_iters=12", f"--compile={compile}"]
+        run += ["--hyper_lr=None"] * (name != "mada")
         there = f"--out_dir={tmp_path / name}-resumed"
         runs.append((2, [*run, f"--out_dir={tmp_path / name}"]))
         runs += [(2, [*run, there, f"--max_iters={steps}", "--init_from=auto"]) for steps in (6, 12)]
