@@ -134,6 +134,7 @@ def leave() -> None:
     for thread in threading.enumerate():
         if isinstance(thread, Watch):
             thread.over.set()
+            thread.join(2)  # not in the middle of a word to the store while Python shuts down
     if dist.is_initialized():
         dist.destroy_process_group()
 
