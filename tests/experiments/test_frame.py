@@ -212,6 +212,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     leave(run, gain=0.25 if run.name.startswith("mada-") else run.settings.get("beta1", 0) / 10)
                     run.execute({})
                 elif isinstance(run, Computation) and (real / "laptop" / f"{run.name}.json").is_file():
+                    run.path.parent.mkdir(parents=True, exist_ok=True)
                     run.path.write_text((real / "laptop" / f"{run.name}.json").read_text())
         report.write_report(list(EXPERIMENTS.values()), folder)
     return folder
