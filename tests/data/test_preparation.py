@@ -102,7 +102,11 @@ sys.path[:0] = {paths}
 import time
 from tiny_set import prepare_in_small_batches, tiny_source
 source = tiny_source()
-slow = lambda start: (time.sleep(0.004) or record for record in whole(start))
+def slow(start):
+    for record in whole(start):
+        time.sleep(0.004)
+        yield record
+    time.sleep(600)  # it ends by the signal only, however late that comes
 whole, source.records = source.records, slow
 print("ready", flush=True)
 from pathlib import Path
@@ -121,7 +125,7 @@ def test_killed_for_real(how: signal.Signals, tiny: Path, tmp_path: Path) -> Non
         )
         assert process.stdout
         process.stdout.readline()
-        time.sleep(wait)  # of at least 0.24 s
+        time.sleep(wait)  # of the 0.24 s and more that the documents take
         process.send_signal(how)
         _, errors = process.communicate()
         assert process.returncode == (130 if how == signal.SIGINT else -how)
