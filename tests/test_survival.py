@@ -342,7 +342,10 @@ sys.exit(train.main(argv))
 """
 
 
-@pytest.mark.parametrize("phase", ["preparation", pytest.param("compilation", marks=pytest.mark.long), "validation"])
+LATER = [pytest.param(phase, marks=pytest.mark.long) for phase in ("compilation", "validation")]
+
+
+@pytest.mark.parametrize("phase", ["preparation", *LATER])
 def test_ctrl_c_to_torchrun_ends_every_process_wherever_it_is(small: list[str], tmp_path: Path, phase: str) -> None:
     """In a session of its own, as under a terminal: Ctrl-C reaches all of its processes, torchrun too."""
     (tmp_path / "rank.py").write_text(PHASES)
