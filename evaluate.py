@@ -250,4 +250,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parallel.end(main(sys.argv[1:]))

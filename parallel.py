@@ -5,17 +5,22 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from watch import Lost, Watch, store_of_torchrun
+
+# Process groups that were left. They stay: were DistributedDataParallel's the last reference to one, it would be freed
+# with the interpreter locked, while its thread waits for that lock to free a tensor.
+LEFT: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,21 @@ def leave() -> None:
             thread.over.set()
             thread.join(2)  # not in the middle of a word to the store while Python shuts down
     if dist.is_initialized():
+        LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """sys.exit(code), but for one process of several, which ends at once.
+
+    Otherwise an interpreter that goes may meet a thread of gloo's that wants to free the tensors of the last
+    collective, and the process aborts or hangs (pytorch issue 190489).
+    """
+    if LEFT:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def compiler_problem(device: torch.device) -> str | None:

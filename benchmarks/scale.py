@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(row), flush=True)
         parallel.leave()
-        return
+        parallel.end(0)
     seconds = "1" if tiny else own["seconds"]
     rows = []
     print(f"{'case':12} {'parameters':>14} {'tokens/s':>10} {'MFU':>6} {'peak GB':>8} {'counted':>8}")

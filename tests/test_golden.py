@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import rows
+from outcomes import rows
 
 import train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import rows, same, without_seconds
+from outcomes import ends_equal, rows, without_seconds
 
 import checkpoint
 import export
@@ -197,15 +197,6 @@ def test_checkpoints_of_parts(corpus: str, tmp_path: Path, capsys) -> None:
     shard.unlink()
     chosen, damaged = checkpoint.choose("auto", tmp_path / "whole")
     assert chosen and chosen["step"] == 16 and len(damaged) == 1
-
-
-def ends_equal(one: Path, other: Path) -> None:
-    """The rows and the last checkpoint, bit by bit."""
-    assert without_seconds(one) == without_seconds(other)
-    ends = [checkpoint.load(checkpoint.newest(out_dir)) for out_dir in (one, other)]
-    assert ends[0]["step"] == ends[1]["step"]
-    for part in ("model", "optimizer"):
-        assert same(ends[0][part], ends[1][part]), part
 
 
 @pytest.mark.long

@@ -14,22 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import same, without_seconds
+from outcomes import ends_equal, same, without_seconds
 
 import checkpoint
 import train
 
 ROOT = Path(train.__file__).parent
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
-
-
-def ends_equal(one: Path, other: Path) -> None:
-    """The rows and the last checkpoint, bit by bit."""
-    assert without_seconds(one) == without_seconds(other)
-    ends = [checkpoint.load(checkpoint.newest(out_dir)) for out_dir in (one, other)]
-    assert ends[0]["step"] == ends[1]["step"]
-    for part in ("model", "optimizer"):
-        assert same(ends[0][part], ends[1][part]), part
 
 
 def in_processes(folder: Path, *runs: tuple[int, list[str]], patch: str = "") -> None:
@@ -254,6 +245,17 @@ def children(pid: int) -> list[int]:
     return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
+def rest_of(process: subprocess.Popen[str], seconds: float = 60) -> str:
+    """What it says until it ends; a process that does not is killed with all that it started, and fails the test."""
+    try:
+        shown, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        for pid in [*children(process.pid), process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        raise
+    return shown or errors
+
+
 def begun(out_dir: Path, rows: int = 4) -> bool:
     """Whether metrics.csv has so many rows, of which the first is step 0."""
     path = out_dir / "metrics.csv"
@@ -272,7 +274,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_step(
     with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_for(lambda: begun(tmp_path / "run"))
         os.kill(children(process.pid)[-1] if number == signal.SIGUSR1 else process.pid, number)
-        shown = process.communicate(timeout=60)[0]
+        shown = rest_of(process)
     step = int(re.search(r"train.py: stopped after step (\d+); --init_from=auto goes on", shown)[1])  # type: ignore[index]
     assert [found.step for found in checkpoint.find(tmp_path / "run")] == [step]
     assert "Signal 9" not in shown
@@ -338,14 +340,11 @@ else:
             train.World.move = dwelling(train.World.move)
         return real(*args)
     train.evaluate = evaluate
-sys.exit(train.main(argv))
+train.parallel.end(train.main(argv))
 """
 
 
-LATER = [pytest.param(phase, marks=pytest.mark.long) for phase in ("compilation", "validation")]
-
-
-@pytest.mark.parametrize("phase", ["preparation", *LATER])
+@pytest.mark.parametrize("phase", ["preparation", "validation", pytest.param("compilation", marks=pytest.mark.long)])
 def test_ctrl_c_to_torchrun_ends_every_process_wherever_it_is(small: list[str], tmp_path: Path, phase: str) -> None:
     """In a session of its own, as under a terminal: Ctrl-C reaches all of its processes, torchrun too."""
     (tmp_path / "rank.py").write_text(PHASES)
@@ -363,7 +362,7 @@ def test_ctrl_c_to_torchrun_ends_every_process_wherever_it_is(small: list[str], 
         workers = children(process.pid)
         begun = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
-        seen += process.communicate(timeout=60)[0]
+        seen += rest_of(process)
         assert time.monotonic() - begun < 20, seen
     assert "Signal 9" not in seen and not any(Path(f"/proc/{pid}").exists() for pid in workers)
     found = [(found.step, found.val_loss) for found in checkpoint.find(tmp_path / "run")]
@@ -381,7 +380,7 @@ def test_a_signal_ends_a_real_compilation(small: list[str], tmp_path: Path) -> N
         wait_for(lambda: [*(tmp_path / "cache").rglob("*.main.cpp")] and begun(tmp_path / "run", 1), 300)
         wait_for(lambda: len([*(tmp_path / "cache").rglob("*.main.cpp")]) >= 3, 300)  # the optimizer's, one by one
         process.send_signal(signal.SIGTERM)
-        assert "stopped before its first step" in process.communicate(timeout=60)[1]
+        assert "stopped before its first step" in rest_of(process)
     assert process.returncode == 130 and not checkpoint.find(tmp_path / "run")
     wait_for(lambda: not any(stat.read_text().split()[5] == str(process.pid) for stat in stats()), 10)  # no compiler
 
@@ -404,7 +403,7 @@ def stuck(*_):
     print("stuck", flush=True)
     time.sleep(99)
 train.accumulate = stuck
-sys.exit(train.main(sys.argv[1:]))
+train.parallel.end(train.main(sys.argv[1:]))
 """
 
 
@@ -442,7 +441,7 @@ def state():
     sums = [p.double().sum().item() for group in kept[-1].param_groups for p in group["params"]]
     return [sums, kept[-1].coefficients]
 train.build_optimizer, train.accumulate = keep, spoil
-sys.exit(train.main(sys.argv[2:]))
+train.parallel.end(train.main(sys.argv[2:]))
 """
 
 
@@ -502,7 +501,7 @@ def accumulate(net, tokens, step, cfg, world, real=train.accumulate):
                 time.sleep(600) if trouble == "hang" else os.kill(os.getpid(), signal.SIGKILL)
     return real(net, tokens, step, cfg, world)
 train.accumulate = accumulate
-sys.exit(train.main(sys.argv[4:]))
+train.parallel.end(train.main(sys.argv[4:]))
 """
 
 

@@ -1,6 +1,5 @@
 """Whole runs of the trainer: on one process and two, resumed, refused, diverged."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from outcomes import rows, same, without_seconds
 
 import checkpoint
 import huggingface
@@ -27,26 +27,6 @@ from parallel import World
 
 ROOT = Path(train.__file__).parent
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)
-
-
-def rows(out_dir: Path) -> list[dict[str, str]]:
-    with (out_dir / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def without_seconds(out_dir: Path) -> list[dict[str, str]]:
-    return [{name: cell for name, cell in row.items() if name != "seconds"} for row in rows(out_dir)]
-
-
-def same(a: object, b: object) -> bool:
-    """Bitwise equality of nested checkpoints."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def test_a_run_learns_and_leaves_everything_that_it_should(small: list[str], tmp_path: Path, capsys) -> None:
@@ -362,7 +342,7 @@ def test_a_run_needs_neither_wandb_nor_datasets(small: list[str]) -> None:
         import sys
         sys.modules["wandb"] = sys.modules["datasets"] = None  # an import of these fails
         import train
-        sys.exit(train.main(sys.argv[1:]))
+        train.parallel.end(train.main(sys.argv[1:]))
     """
     command = [sys.executable, "-c", code, *small, "--max_iters=2"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
