@@ -6,7 +6,8 @@
 
 One module per table or figure: the question it asks, the runs it needs, and how their records become the table. A
 record is a small JSON file in records/SCALE/, made from what a run wrote (metrics.csv, config.json); records are
-committed, runs are not. Nothing in here imports train.py.
+committed, runs are not: to make everything anew, delete records/SCALE and out/SCALE first. Nothing in here imports
+train.py.
 """
 
 from importlib import import_module

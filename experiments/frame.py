@@ -245,10 +245,16 @@ def records(runs: Sequence[Run]) -> dict[str, Record]:
 
 
 def commit() -> str | None:
-    """The commit that runs, with -dirty where tracked files differ from it; None outside a git checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
+    """The commit that runs, with -dirty where tracked files (records aside) differ from it; None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        name = git("rev-parse", "--short=12", "HEAD")
+        records = f":(exclude){(HERE / 'records').relative_to(ROOT)}"
+        return name + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", ".", records) else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
