@@ -38,8 +38,9 @@ class Coefficient:
 
 
 def sqrt(v: Tensor) -> Tensor:
-    """Square root with derivative 0, not infinity, at v = 0: a row that never had a gradient stays finite."""
-    return torch.sqrt(torch.clamp(v, min=1e-30))
+    """Square root whose derivative is finite at v = 0 too: a row that never had a gradient stays finite. A sum, not a
+    clamp, since the derivative of that is a selection, and one mask more costs the vjp a tenth of its time."""
+    return torch.sqrt(v + 1e-30)
 
 
 def mix(w: Tensor | float, a: Tensor, b: Tensor) -> Tensor:

@@ -86,9 +86,10 @@ class Part(torch.nn.Module):
 
     def forward(self, *args: Tensor) -> Any:
         if self.kernel is None:
-            shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without one, nothing is cached on disk
-            with tracing(TracingContext(shapes)):
-                self.kernel = torch._inductor.compile(self.graph_module, list(args), options=self.options)
+            mode = FakeTensorMode(shape_env=ShapeEnv())  # without a ShapeEnv nothing is cached on disk
+            fakes: list[Any] = [mode.from_tensor(arg, static_shapes=True) for arg in args]
+            with tracing(TracingContext(mode)):
+                self.kernel = torch._inductor.compile(self.graph_module, fakes, options=self.options)
         return self.kernel(*args)
 
 
