@@ -52,12 +52,26 @@ def device_name(device: str) -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
+def results_path(out: str | None, benchmark: str, device: str) -> Path:
+    """Where results go: `out`, or else benchmarks/results/BENCHMARK-DEVICE.json."""
+    slug = "".join(c if c.isalnum() else "-" for c in device_name(device).lower())
+    return Path(out) if out else RESULTS / f"{benchmark}-{slug}.json"
+
+
 def write(out: str | None, benchmark: str, device: str, rows: list[dict[str, Any]], **settings: Any) -> Path:
-    """JSON with the rows, the settings and the device; by default benchmarks/results/BENCHMARK-DEVICE.json."""
-    name = device_name(device)
-    slug = "".join(c if c.isalnum() else "-" for c in name.lower())
-    path = Path(out) if out else RESULTS / f"{benchmark}-{slug}.json"
+    """JSON with the rows, the settings and the device."""
+    path = results_path(out, benchmark, device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"benchmark": benchmark, "device": name, "torch": torch.__version__, **settings, "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    about = {"benchmark": benchmark, "device": device_name(device), "torch": torch.__version__}
+    path.write_text(json.dumps(about | settings | {"rows": rows}, indent=1) + "\n")
     return path
+
+
+def earlier(out: str | None, benchmark: str, device: str) -> list[dict[str, Any]]:
+    """The rows that an earlier call of the same benchmark wrote, with the same torch on the same device; else none."""
+    path = results_path(out, benchmark, device)
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    same = (found["benchmark"], found["device"], found["torch"]) == (benchmark, device_name(device), torch.__version__)
+    return found["rows"] if same else []

@@ -5,8 +5,9 @@
 Each optimizer takes its steps in turn with torch's fused AdamW on as many parameters (16 tensors, one group, gradients
 in place), in one process; a ratio is the median over the rounds. Traffic counts each matrix of `Bucket` once for each
 sweep that reads it and once for the one that writes it. The last column is the step's time over that of a copy
-(torch's copy_, bytes read plus bytes written) of as many bytes on this machine; 1 is the physical limit. AdamW clips
-with a pass of its own before its step, ours inside it: compare with `adamw_fused_clip`.
+(torch's copy_, bytes read plus bytes written) of as many bytes on this machine: 1 is the limit of a GPU, and a CPU goes
+below, since its copy also reads the lines that it overwrites. AdamW clips with a pass of its own before its step, ours
+inside it: compare with `adamw_fused_clip`. Each row is written when it is there, beside the file's other rows.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import device_name, interleaved, ratio, write
+from benchmarks.measure import device_name, earlier, interleaved, ratio, write
 from optim import OPTIMIZERS, build_optimizer
 
 SIX = dict.fromkeys(("beta1", "beta2", "beta3", "rho", "c", "gamma"), 1e-4)
@@ -72,9 +73,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", help="JSON file")
     args = parser.parse_args()
-    names = args.only.split(",") if args.only else [*THEIRS, *OURS]
+    known = [*THEIRS, *OURS]
+    names = args.only.split(",") if args.only else known
 
-    rows = []
+    rows = {(row["parameters"], row["optimizer"]): row for row in earlier(args.out, "optimizer-step", args.device)}
     print(f"{device_name(args.device)}, torch {torch.__version__}")
     titles = f"{'ms':>9} {'x AdamW':>8} {'state B':>8} {'traffic B':>10} {'x traffic':>10}"
     print(f"{'optimizer':20} {'parameters':>11} {titles}")
@@ -92,10 +94,12 @@ def main() -> None:
                 copies = ratio(times, name, "copy")[0] * 8 / moved
                 row |= {"state_bytes": held, "traffic_bytes": moved, "copies": copies}
                 text += f" {held:8.0f} {moved:10.0f} {row['copies']:10.2f}"
-            rows.append(row)
+            rows[size, name] = row
             print(text, flush=True)
+            in_order = sorted(rows.values(), key=lambda row: (row["parameters"], known.index(row["optimizer"])))
+            written = write(args.out, "optimizer-step", args.device, in_order)
             del step, optimizer, adamw
-    print("written to", write(args.out, "optimizer-step", args.device, rows))
+    print("written to", written)
 
 
 if __name__ == "__main__":
