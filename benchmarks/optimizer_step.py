@@ -76,7 +76,8 @@ def main() -> None:
     known = [*THEIRS, *OURS]
     names = args.only.split(",") if args.only else known
 
-    rows = {(row["parameters"], row["optimizer"]): row for row in earlier(args.out, "optimizer-step", args.device)}
+    there = [row for row in earlier(args.out, "optimizer-step", args.device) if row["optimizer"] in known]
+    rows = {(row["parameters"], row["optimizer"]): row for row in there}
     print(f"{device_name(args.device)}, torch {torch.__version__}")
     titles = f"{'ms':>9} {'x AdamW':>8} {'state B':>8} {'traffic B':>10} {'x traffic':>10}"
     print(f"{'optimizer':20} {'parameters':>11} {titles}")
