@@ -6,6 +6,7 @@ import argparse
 import fnmatch
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,7 +15,7 @@ from pathlib import Path
 import experiments
 
 from . import EXPERIMENTS
-from .frame import HERE, ROOT, SCALES, Computation, Evaluation, Experiment, Run, Training, read
+from .frame import HERE, ROOT, RUNNING, SCALES, Computation, Evaluation, Experiment, Run, Training, read
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.command == "list":
             list_experiments()
         elif arguments.command == "run":
+            signal.signal(signal.SIGTERM, end)
             chosen = list(EXPERIMENTS.values()) if arguments.name == "all" else [EXPERIMENTS[arguments.name]]
             return make(chosen, arguments.scale, arguments.only, arguments.jobs)
         elif arguments.command == "report":
@@ -56,6 +58,13 @@ def main(argv: Sequence[str]) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def end(*_: object) -> None:
+    """What Ctrl-C does by itself in a terminal: the runs under way end with this process (and save before)."""
+    for process in [*RUNNING]:
+        process.terminate()
+    raise KeyboardInterrupt
 
 
 def list_experiments() -> None:

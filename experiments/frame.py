@@ -199,15 +199,21 @@ class Evaluation:
 Run = Training | Computation | Evaluation
 
 
+RUNNING: set[subprocess.Popen[bytes]] = set()  # commands under way: who ends this process ends them too
+
+
 def call(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
     """Run a command from the repository's root. Raises RuntimeError with the end of its log if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         variables = {**os.environ, **environment}
-        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=variables)
-    if done.returncode:
+        with subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=variables) as process:
+            RUNNING.add(process)
+            code = process.wait()
+            RUNNING.discard(process)
+    if code:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-3:]
-        raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}; {log} ends with\n" + "\n".join(last))
+        raise RuntimeError(f"{' '.join(command)}\nended with {code}; {log} ends with\n" + "\n".join(last))
 
 
 # ---------------------------------------------------------------------------------------------------------- records

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +136,24 @@ def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
     table = table4.show("laptop", {run.name: record, "finetune/mada-1": written, "finetune/adam-1": adam})[1]
     assert isinstance(table, frame.Table)
     assert [row[-1] for row in table.rows] == ["0.255", "0.276"] and "n = 1" in table.rows[0][3]
+
+
+def test_what_ends_the_command_ends_the_runs_under_way(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys; import experiments.__main__ as command; from experiments import frame\n"
+        "child = [sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(100)']\n"
+        f"command.make = lambda *given: frame.call(child, pathlib.Path({str(tmp_path / 'log')!r}), {{}})\n"
+        "sys.exit(command.main(['run', 'all']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not ((log := tmp_path / "log").exists() and log.read_text().endswith("\n")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert "goes on from here" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
 
 
 def test_a_run_that_fails_says_why(elsewhere: Path) -> None:
