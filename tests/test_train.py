@@ -245,13 +245,20 @@ def test_more_processes_than_micro_batches_are_refused(small: list[str], capsys,
     assert "is not divisible by the 3 processes" in refused(small, capsys)
 
 
-def test_a_checkpoint_is_resumed_by_its_own_model_and_optimizer_only(small: list[str], capsys) -> None:
+def test_a_checkpoint_is_resumed_by_its_own_model_and_optimizer_only(
+    small: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert train.main([*small, "--max_iters=6", "--eval_interval=3"]) == 0
     resume = [*small, "--init_from=resume"]
+    files = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    GPT = train.GPT
+    monkeypatch.setattr(train, "GPT", lambda config: pytest.fail("a model was made before the refusal"))
     line = refused([*resume, "--n_embd=32", "--bias=True"], capsys)
     assert line.endswith("does not fit: n_embd=32 (there 16), bias=True (there False)")
     assert "optimizer=adam (there mada)" in refused([*resume, "--optimizer=adam", "--hyper_lr=None"], capsys)
     assert "is at step 6, beyond max_iters=5" in refused([*resume, "--max_iters=5"], capsys)
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr(train, "GPT", GPT)
     assert train.main([*resume, "--max_iters=8", "--learning_rate=0.5"]) == 0
     said = "resuming after step 6, max_iters=8 (was 6), eval_interval=6 (was 3), learning_rate=0.5 (was 0.01)"
     assert said in capsys.readouterr().out
