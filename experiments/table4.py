@@ -7,7 +7,20 @@ from typing import Any
 
 from . import language
 from .compare import mean_and_spread, paired
-from .frame import EVALUATION_BATCHES, PAPER, ROOT, Block, Computation, Experiment, Record, Run, Table, Text, mean_loss
+from .frame import (
+    EVALUATION_BATCHES,
+    PAPER,
+    ROOT,
+    Block,
+    Computation,
+    Experiment,
+    Record,
+    Run,
+    Table,
+    Text,
+    Training,
+    mean_loss,
+)
 
 SIX = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
 RATES = {name: 1e-4 if name in ("beta1", "beta2") else 2e-2 for name in SIX}  # config/gpt2_mada.py says why these
@@ -21,6 +34,12 @@ SEEDS = (1, 2, 3)
 
 
 def runs(scale: str) -> Sequence[Run]:
+    if scale == "paper":
+        return [
+            Training(f"finetune/{key}-{seed}", scale, (f"config/finetune_gpt2xl_{key}.py",), {"seed": seed},
+                     minutes=20.0, curves=False, on_train=True)
+            for seed in SEEDS for key in OPTIONS
+        ]  # fmt: skip
     if scale != "laptop":
         return ()
     base = next(run for run in language.small_runs(scale) if run.name == BASE)
@@ -61,32 +80,41 @@ def finetune(settings: Mapping[str, Any]) -> Record:
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
-    found: dict[str, dict[int, float]] = {}
-    tuned = [record for name, record in records.items() if name.startswith("finetune/")]
+    tuned = {name: record for name, record in records.items() if name.startswith("finetune/")}
     if not tuned:
         return [Text("The model is trained, not fine-tuned yet.")]
-    for record in tuned:
-        settings = record["settings"]
-        found.setdefault(settings["optimizer"], {})[settings["seed"]] = record["final"]["loss_on_train"]
+    found: dict[str, dict[int, float]] = {}
+    for name, record in tuned.items():
+        optimizer, _, seed = name.removeprefix("finetune/").rpartition("-")
+        found.setdefault(optimizer, {})[int(seed)] = record["final"]["loss_on_train"]
     rows = []
     for optimizer, paper in PAPER["table4"].items():
         if seeds := found.get(optimizer):
             difference = paired(found.get("adam", {}), seeds) if optimizer != "adam" else None
             rows.append([language.ROWS[optimizer].label, str(len(seeds)), mean_and_spread([*seeds.values()]),
                          str(difference or ""), f"{paper:.3f}"])  # fmt: skip
-    first = tuned[0]
-    epochs = first["settings"]["steps"] * first["settings"]["batch_size"] * 128 / first["tokens"]
+    first = next(iter(tuned.values()))
+    about = in_the_large(first) if "config" in first else in_the_small(first)
     return [
-        Text(
-            f"Not GPT-2 XL: a model of {first['parameters']:,} parameters, trained here with Adam (table 3's) and "
-            f"fine-tuned on {epochs:.2f} epochs of Shakespeare in GPT-2's tokens at a constant "
-            f"{first['settings']['learning_rate']:g}; its loss before was {first['final']['before']:.3f}. "
-            f"The loss is over {EVALUATION_BATCHES} batches of the training split. The paper fine-tunes 1.5 billion "
-            "parameters for about 2 epochs and does not say at what rate; nanoGPT's recipe (20 steps at 3e-5) cannot "
-            "reach such losses."
-        ),
+        Text(f"{about} The loss is over {EVALUATION_BATCHES} batches of the training split. The paper fine-tunes 1.5 "
+             "billion parameters for about 2 epochs and does not say at what rate; nanoGPT's recipe (20 steps at 3e-5) "
+             "cannot reach such losses."),
         Table(["optimizer", "n", "training loss", "minus Adam's", "paper"], rows),
-    ]
+    ]  # fmt: skip
+
+
+def in_the_large(record: Record) -> str:
+    return f"From the weights of {record['config']['weights']}: {language.about({'': record})}"
+
+
+def in_the_small(record: Record) -> str:
+    settings = record["settings"]
+    epochs = settings["steps"] * settings["batch_size"] * 128 / record["tokens"]
+    return (
+        f"Not GPT-2 XL: a model of {record['parameters']:,} parameters, trained here with Adam (table 3's) and "
+        f"fine-tuned on {epochs:.2f} epochs of Shakespeare in GPT-2's tokens at a constant "
+        f"{settings['learning_rate']:g}; its loss before was {record['final']['before']:.3f}."
+    )
 
 
 EXPERIMENT = Experiment(
