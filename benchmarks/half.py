@@ -65,8 +65,10 @@ def main(argv: list[str]) -> None:
             coefficients.append(last)
         rows.append({"half": half, "val_loss": losses, "coefficients": coefficients})
         differences = [a - b for a, b in zip(losses, rows[0]["val_loss"], strict=True)]
-        print(f"{name:12} {len(losses):2} {statistics.mean(losses):9.4f} {' '.join(f'{d:+.4f}' for d in differences)}")
-    print("written to", write(own["out"] or None, "half", "cpu", rows, config=rest))
+        text = f"{name:12} {len(losses):2} {statistics.mean(losses):9.4f} {' '.join(f'{d:+.4f}' for d in differences)}"
+        print(text, flush=True)
+        written = write(own["out"] or None, "half", "cpu", rows, config=rest)
+    print("written to", written)
 
 
 if __name__ == "__main__":
