@@ -34,7 +34,7 @@ def write_config(out_dir: Path, config: Mapping[str, Any], **facts: Any) -> None
     """config.json: the resolved config, the commit, the versions, and any other facts about the run."""
     packages = ("torch", "numpy", "tiktoken", "datasets", "wandb")
     versions = {"python": platform.python_version()} | {name: _version(name) for name in packages}
-    content = {"config": config, "commit": _commit(), "versions": versions, "platform": platform.platform(), **facts}
+    content = {"config": config, "commit": commit(), "versions": versions, "platform": platform.platform(), **facts}
     _replace(out_dir / "config.json", json.dumps(content, indent=2) + "\n")
 
 
@@ -45,11 +45,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit that runs, with "-dirty" where files differ from it; None outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
+def commit() -> str | None:
+    """The commit that runs, with "-dirty" where tracked files differ from it (but for the records that experiments
+    leave); None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)experiments/records")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from record import COLUMNS, read_metrics
+from record import COLUMNS, commit, read_metrics
 
 from .compare import mean
 
@@ -248,21 +248,6 @@ def records(runs: Sequence[Run]) -> dict[str, Record]:
     """{name: record} of those runs that have one."""
     found = {run.name: read(run) for run in runs}
     return {name: record for name, record in found.items() if record is not None}
-
-
-def commit() -> str | None:
-    """The commit that runs, with -dirty where tracked files (records aside) differ from it; None outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        name = git("rev-parse", "--short=12", "HEAD")
-        records = f":(exclude){(HERE / 'records').relative_to(ROOT)}"
-        return name + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", ".", records) else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 FACTS = ("commit", "versions", "platform", "device", "dtype", "processes", "parameters")
