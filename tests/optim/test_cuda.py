@@ -1,0 +1,51 @@
+"""What only a GPU can show; test_compiled.py looks for the same waits by name, on any machine."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from problem import BIAS, error, groups, loss, parameters, set_lr
+from test_properties import TABLE, make
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+    pytest.mark.filterwarnings("error:the optimizer runs uncompiled"),
+]
+
+
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Whatever waits for the GPU raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", TABLE)
+def test_a_step_waits_for_nothing_and_is_the_cpus(name: str, compiled: bool) -> None:
+    """Both take the gradients of the CPU's weights: learning rates change, gradients come and go, one is not finite."""
+    expected = parameters(torch.float32)
+    params = [torch.nn.Parameter(p.detach().to(DEVICE)) for p in expected]
+    ours = make(name, groups(params), max_grad_norm=1.0, compile=compiled)
+    theirs = make(name, groups(expected), max_grad_norm=1.0, compile=False)
+    for t in range(1, 13):
+        theirs.zero_grad()
+        loss(expected, t).backward()
+        if t == 6:
+            expected[BIAS].grad[0] = math.nan
+        for p, q in zip(params, expected, strict=True):
+            p.grad = None if q.grad is None else q.grad.to(DEVICE)
+        set_lr(ours, t)
+        set_lr(theirs, t)
+        theirs.step()
+        with no_waiting() if t > 1 else contextlib.nullcontext():  # the first one compiles
+            ours.step()
+    assert error([p.detach().cpu() for p in params], [p.detach() for p in expected]) < 1e-4
+    assert ours.coefficients == pytest.approx(theirs.coefficients, rel=1e-4)
+    assert int(ours.refused) == int(theirs.refused) == 0 and math.isfinite(ours.grad_norm)
