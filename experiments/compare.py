@@ -36,14 +36,14 @@ class Paired:
     low: float  # 95% confidence interval
     high: float
     p: float
+    digits: int = 4  # shown after the point
 
     def __str__(self) -> str:
-        if self.n < 2:
-            return f"{self.difference:+.4f} (n = 1, no test)"
-        return f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}], p = {self.p:.2g}"
+        difference, low, high = (f"{value:+.{self.digits}f}" for value in (self.difference, self.low, self.high))
+        return f"{difference} (n = 1, no test)" if self.n < 2 else f"{difference} [{low}, {high}], p = {self.p:.2g}"
 
 
-def paired(first: dict[int, float], second: dict[int, float]) -> Paired | None:
+def paired(first: dict[int, float], second: dict[int, float], digits: int = 4) -> Paired | None:
     """From {seed: value} of both, over the seeds that both have; None if there is none."""
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
@@ -51,11 +51,11 @@ def paired(first: dict[int, float], second: dict[int, float]) -> Paired | None:
     differences = [second[seed] - first[seed] for seed in seeds]
     n, centre = len(differences), mean(differences)
     if n == 1:
-        return Paired(1, centre, math.nan, math.nan, math.nan)
+        return Paired(1, centre, math.nan, math.nan, math.nan, digits)
     error = spread(differences) / math.sqrt(n)
     half = quantile(n - 1) * error
     p = two_sided_p(abs(centre) / error, n - 1) if error else float(centre == 0)
-    return Paired(n, centre, centre - half, centre + half, p)
+    return Paired(n, centre, centre - half, centre + half, p, digits)
 
 
 def two_sided_p(t: float, freedom: int) -> float:

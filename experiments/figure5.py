@@ -31,8 +31,10 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     found = {key: seeds for key in TITLES if (seeds := language.by_row(records).get(key))}
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-        for axes, (key, seeds) in zip(panels, found.items(), strict=True):
+        panels = figure.subplots(-(-len(found) // 2), 2, sharey=True, squeeze=False).flat
+        for empty in panels[len(found) :]:
+            empty.set_axis_off()
+        for axes, (key, seeds) in zip(panels, found.items(), strict=False):
             for record in seeds.values():
                 for i, (name, color) in enumerate(COEFFICIENTS.items()):  # ever thinner: equal ones show beneath
                     label = SYMBOLS[name] if record is next(iter(seeds.values())) else None
@@ -52,7 +54,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
                 moved.append(f"{curve[0]:.3g} to {curve[-1]:.3f} ({min(curve):.3f} to {max(curve):.3f})")
             rows.append([TITLES[key], str(seed), *moved, SAYS[key]])
     return [
-        Figure("figure5", "Coefficients against steps, one line a seed.", draw, (4.2 * len(found), 3.8)),
+        Figure("figure5", "Coefficients against steps, one line a seed.", draw, (10, 0.6 + 3.4 * -(-len(found) // 2))),
         Text(f"{language.about(records)} Each cell: from the start to the end (least to largest on the way)."),
         Table(["run", "seed", *COEFFICIENTS, "the paper says"], rows),
     ]

@@ -63,7 +63,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     for model in MODELS:
         for optimizer, label in LABELS.items():
             if seeds := found.get((model, optimizer)):
-                difference = paired(found.get((model, "adam"), {}), seeds) if optimizer != "adam" else None
+                difference = paired(found.get((model, "adam"), {}), seeds, 2) if optimizer != "adam" else None
                 mean, error = PAPER["table5"][model][optimizer]
                 ours = [mean_and_spread([*seeds.values()], 2), str(difference or "")]
                 rows.append([NAMES[model], label, str(len(seeds)), *ours, f"{mean:.2f} ± {error:.2f}"])
