@@ -7,7 +7,6 @@ theirs, (0.98, 0.92, 0.99) in their order. Decoupled weight decay is their varia
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .engine import RuleOptimizer
@@ -30,7 +29,7 @@ class Adan(RuleOptimizer):
 
     @staticmethod
     def advance(q, s, g, t):
-        d = torch.where(t > 1, g - s.g, 0.0)
+        d = (t > 1).to(g.dtype) * (g - s.g)  # (2), d_1 = 0
         m = mix(q.beta1, s.m, g)  # (2)
         n = mix(q.beta3, s.n, d)  # (2)
         gh = g + q.beta3 * d  # (3)

@@ -1,8 +1,8 @@
 """The engine: one torch.optim.Optimizer that runs any rule and learns any of its coefficients (paper, algorithm 1).
 
-Parameters, gradients and states live in matrices of shape (R, WIDTH), each parameter in rows of its own, and whatever
-differs between parameters (step, learning rate, weight decay, has it a gradient) is a column of shape (R, 1). So a step
-is the same few kernels whatever the number of parameters and groups, and no value that changes recompiles anything.
+Parameters, gradients and states live in matrices of shape (R, *ROW), each parameter in rows of its own, and whatever
+differs between parameters (step, learning rate, weight decay, has it a gradient) is a column of shape (R, 1, 1). So a
+step is the same few kernels whatever the number of parameters and groups, and a value that changes recompiles nothing.
 
 At step t the engine holds the state of step t-2, the pending gradient g_{t-1} and the new g_t.
 
@@ -275,7 +275,7 @@ class RuleOptimizer(Optimizer):
             scalars = Scalars(*(s.to(bucket.device) for s in scalars))
         return self._sweeps[key](scalars, *args)
 
-    # The functions below are pure but for the copy_s of _update. Shapes: matrices (R, WIDTH), columns (R, 1).
+    # The functions below are pure but for the copy_s of _update. Shapes: matrices (R, *ROW), columns (R, 1, 1).
 
     def _advance(self, fixed: Tensor, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
         names = (*self.learned, *self._fixed_names)
@@ -289,10 +289,10 @@ class RuleOptimizer(Optimizer):
                waiting: Tensor, lr_made: Tensor) -> Tensor:  # fmt: skip
         """(K + 1,): the hypergradients <g, d x / d q> of the coefficients that made x, and |g|^2."""
         g, s = g.to(t.dtype), self._cast(s, t.dtype)
-        columns = [torch.where(active, (g * g).sum(1, keepdim=True), 0)]
+        columns = [torch.where(active, (g * g).sum((1, 2), keepdim=True), 0)]
         if pending is not None:
             p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
-            q = now.q_made.to(t.dtype).expand(len(t), -1).split(1, dim=1)  # one copy a row: summed by row first
+            q = now.q_made.to(t.dtype).expand(len(t), 1, -1).split(1, dim=-1)  # one copy a row: summed by row first
             vjp = torch.func.vjp(lambda *q: self._advance(now.fixed, q, s, p, t)[0], *q)[1]
             made = active & waiting  # elsewhere x was not made by the pending gradient
             columns = [torch.where(made, -lr_made * h, 0) for h in vjp(g)] + columns
@@ -330,10 +330,11 @@ class RuleOptimizer(Optimizer):
             _, new = self._advance(now.fixed, now.q_made.to(t.dtype).unbind(), s, p, t)
             new = self._keep(waiting & now.accept, new, s)
             direction, _ = self._advance(now.fixed, q, new, clipped, t + 1)
-            pending.copy_(torch.where(act, g, pending))
         moved = (1 - lr * decay) * x.to(t.dtype) - lr * direction
-        x.copy_(torch.where(act, moved, x.to(t.dtype)))
-        for old, value in zip(stored, new, strict=True):
+        writes = [(x, torch.where(act, moved, x.to(t.dtype))), *zip(stored, new, strict=True)]
+        if pending is not None:
+            writes.append((pending, torch.where(act, g, pending)))
+        for old, value in writes:
             if old is not None:
                 old.copy_(value)
         return [torch.where(act, t + 1, t), torch.where(now.accept, active, waiting), torch.where(act, lr, lr_made)]
@@ -371,7 +372,7 @@ class RuleOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
-        it. In `state` each matrix is a view in the parameter's shape (a DTensor where that is one), each column (1, 1).
+        it. In `state` a matrix is a view in the parameter's shape (a DTensor where that is one), a column one number.
         """
         known = {"rule": self.advance.__qualname__, "learned": list(self.learned), "steps": self.steps}
         scalars = known | self._scalars._asdict()

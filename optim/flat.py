@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-WIDTH = 1024  # elements in a row: long enough for a sum over it to be cheap, short enough to waste little memory
+ROW = (64, 16)  # shape of a row: the last dimension holds the widest vector of a CPU (`line_up` in sweep.py)
+WIDTH = 1024  # its elements: enough for a sum over them to be cheap, few enough to waste little memory
 
 
 class Kind(NamedTuple):
@@ -50,7 +51,7 @@ def share(tensor: Any, p: Any) -> Tensor:
 
 
 class Bucket:
-    """Matrices of shape (R, WIDTH) and columns of shape (R, 1). Each parameter starts a row (4096-byte boundary for
+    """Matrices of shape (R, *ROW) and columns of shape (R, 1, 1). Each parameter starts a row (4096-byte boundary for
     float32) and its last row is filled up with zeros.
 
     x          parameters, in their dtype; the model's parameters become views of it, or are copied if they are parts
@@ -89,9 +90,9 @@ class Bucket:
             """Each begins 320 bytes further into its page than the one before: seventeen that begin alike would take
             the same few lines of a CPU's first cache from one another."""
             skew = 80 * next(made) % WIDTH
-            return torch.zeros(height * WIDTH + skew, dtype=dtype, device=device)[skew:].view(height, WIDTH)
+            return torch.zeros(height * WIDTH + skew, dtype=dtype, device=device)[skew:].view(height, *ROW)
 
-        column = lambda dtype: torch.zeros(height, 1, dtype=dtype, device=device)  # noqa: E731
+        column = lambda dtype: torch.zeros(height, 1, 1, dtype=dtype, device=device)  # noqa: E731
         self.x, self.g = matrix(dtype), matrix(dtype)
         self.pending = matrix(torch.bfloat16 if "pending" in half else dtype) if learning else None
         self.states = {field: matrix(torch.bfloat16 if field in half else self.compute) for field in fields}
@@ -156,7 +157,7 @@ class Bucket:
         has_grad = [p.grad is not None for p in self.params]
         if has_grad != self._has_grad:
             rows = torch.tensor([end - start for start, end in self.rows])
-            flags = torch.repeat_interleave(torch.tensor(has_grad), rows).unsqueeze(1)
+            flags = torch.repeat_interleave(torch.tensor(has_grad), rows).view(-1, 1, 1)
             self.active[: len(flags)].copy_(flags, non_blocking=True)
             self._has_grad = has_grad
 

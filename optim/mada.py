@@ -45,21 +45,21 @@ class MADA(RuleOptimizer):
         g: Tensor | None  # last gradient (Adan)
 
     @staticmethod
-    def advance(q, s, g, t, long_term=lambda va, v, t: (v + (t - 1) * va) / t):  # (5): the average of v over time
+    def advance(q, s, g, t, long_term=lambda va, v, t: mix(1 / t, v, va)):  # (5): the average of v over time
         m = mix(q.beta1, s.m, g)  # (2)
         first = m / (1 - q.beta1**t)
 
         gh, n = g, None
         if s.n is not None:  # Adan
-            d = torch.where(t > 1, g - s.g, 0.0)
+            d = (t > 1).to(g.dtype) * (g - s.g)  # (2), d_1 = 0
             n = mix(q.beta3, s.n, d)  # (2)
             gh = g + q.beta3 * d  # (3)
             first = first + q.beta3 / (1 - q.beta3**t) * n  # (2)
 
         gh2 = gh * gh
-        additive = s.v + gh2 * torch.sign(gh2 - s.v)  # Yogi
-        gq = mix(q.c, gh2, additive)  # (3)
-        v = mix(q.beta2, s.v, gq)  # (3)
+        rest = gh2 - s.v  # the way that Adam's v goes a part of
+        growth = mix(q.c, rest, gh2 * torch.sign(rest))  # (3), minus v: Adam's and Yogi's
+        v = s.v + (1 - q.beta2) * growth  # (3)
 
         vm, va = v, None
         if s.va is not None:  # AVGrad
