@@ -197,7 +197,7 @@ class Simplified(Interpreter):
             return Scaled(f / g, self.product(a, None if b is None else self.once(torch.reciprocal, b)))
         if operation in (aten.add, aten.sub) and a is b:
             return Scaled(f + g if operation is aten.add else f - g, a)
-        if operation is aten.add and one.plain:
+        if operation is aten.add and one.plain and b is not None:
             total = a + other.multiplied()
             self.known[aten.sub, id(total), id(a)] = other
             return total
