@@ -213,7 +213,8 @@ def multiplied(values: Any) -> Any:
 
 
 def line_up(graph: Graph, part: dict[Node, int], size: int) -> None:
-    """Give a body that writes its columns and scalars in one matrix, each as often as the widest vector has lanes.
+    """Give a body that writes its columns in one matrix and its scalars in one row, each as often as the widest vector
+    has lanes.
 
     A C++ compiler cannot know that what is written is none of them, so it loads each anew in each turn of the loop,
     with four instructions, together more than all the arithmetic. Like this each is an operand in memory.
@@ -225,7 +226,6 @@ def line_up(graph: Graph, part: dict[Node, int], size: int) -> None:
     rows, _, lanes = next(shape_of(node) for node in taken if shape_of(node).numel() == size)
     dtypes = {node: node.meta["val"].dtype for node in taken if shape_of(node).numel() < size}
     dtype = max(dtypes.values(), key=[*dtypes.values()].count)
-    columns = [node for node in dtypes if dtypes[node] in (dtype, torch.bool)]
 
     def add(where: int, operation: Any, *args: Any) -> Node:
         node = graph.call_function(operation, args)
@@ -236,11 +236,14 @@ def line_up(graph: Graph, part: dict[Node, int], size: int) -> None:
         if part[node] == PRELUDE:
             body[0].prepend(node)
     with graph.inserting_before(body[0]):
-        floats = [add(PRELUDE, torch.ops.prims.convert_element_type.default, node, dtype) for node in columns]
-        spread = [add(PRELUDE, aten.expand.default, node, [rows, 1, lanes]) for node in floats]
-        matrix = add(PRELUDE, aten.cat.default, spread, 1)
-        for i, node in enumerate(columns):
-            operand = add(BODY, aten.slice.Tensor, matrix, 1, i, i + 1)
-            if dtypes[node] == torch.bool:
-                operand = add(BODY, aten.ne.Scalar, operand, 0)
-            node.replace_all_uses_with(operand, lambda user: user in body)
+        for height in {1, rows}:
+            fits = [node for node in dtypes if shape_of(node).numel() == height]
+            small = [node for node in fits if dtypes[node] in (dtype, torch.bool)]
+            floats = [add(PRELUDE, torch.ops.prims.convert_element_type.default, node, dtype) for node in small]
+            spread = [add(PRELUDE, aten.expand.default, node, [height, 1, lanes]) for node in floats]
+            matrix = add(PRELUDE, aten.cat.default, spread, 1) if spread else None
+            for i, node in enumerate(small):
+                operand = add(BODY, aten.slice.Tensor, matrix, 1, i, i + 1)
+                if dtypes[node] == torch.bool:
+                    operand = add(BODY, aten.ne.Scalar, operand, 0)
+                node.replace_all_uses_with(operand, lambda user: user in body)

@@ -60,16 +60,16 @@ def test_factors_leave_the_sums() -> None:
     assert work(module) == ["mul", "sum", "sum"]  # a * b, its sum, and the sum of b
 
 
-def test_what_a_writing_body_reads_of_columns_is_one_matrix() -> None:
+def test_a_writing_body_reads_its_columns_and_its_scalars_from_one_place_each() -> None:
     def program(a: Tensor, b: Tensor, c: Tensor, q: Tensor) -> list[Tensor]:
-        a.copy_(torch.where(c > 1, a * c + b * q, a))
+        a.copy_(torch.where(c > 1, a * c + b * q, a / (q + 1)))
         return []
 
     a, b, c, q = arguments()
-    expected = torch.where(c > 1, a * c + b * q, a)
+    expected = torch.where(c > 1, a * c + b * q, a / (q + 1))
     module = split(program, [a, b, c, q])
     body = module.submod_1.graph_module.graph
-    assert len([node for node in body.nodes if node.op == "placeholder"]) == 3  # a, b and the matrix
+    assert len([node for node in body.nodes if node.op == "placeholder"]) == 4  # a, b, the columns and the scalars
     module(a, b, c, q)
     torch.testing.assert_close(a, expected)
 
