@@ -330,11 +330,10 @@ class RuleOptimizer(Optimizer):
             _, new = self._advance(now.fixed, now.q_made.to(t.dtype).unbind(), s, p, t)
             new = self._keep(waiting & now.accept, new, s)
             direction, _ = self._advance(now.fixed, q, new, clipped, t + 1)
+            pending.copy_(torch.where(act, g, pending))
         moved = (1 - lr * decay) * x.to(t.dtype) - lr * direction
-        writes = [(x, torch.where(act, moved, x.to(t.dtype))), *zip(stored, new, strict=True)]
-        if pending is not None:
-            writes.append((pending, torch.where(act, g, pending)))
-        for old, value in writes:
+        x.copy_(torch.where(act, moved, x.to(t.dtype)))
+        for old, value in zip(stored, new, strict=True):
             if old is not None:
                 old.copy_(value)
         return [torch.where(act, t + 1, t), torch.where(now.accept, active, waiting), torch.where(act, lr, lr_made)]

@@ -1,9 +1,9 @@
 """A sweep: one function over the rows of flat matrices, compiled into one kernel.
 
-The functions that the engine compiles take matrices of shape (R, 64, 16), columns of shape (R, 1, 1) and scalars, and
-write into matrices at their end or not at all. Left to itself the compiler puts the arithmetic of the columns and
-scalars (beta1**t above all) into the innermost loop and cuts the loop over the matrices into several, with intermediate
-matrices written and read again. So a function is traced, simplified, and split by the shape of each result:
+The functions that the engine compiles take matrices of shape (R, 64, 16), columns of shape (R, 1, 1) and scalars. Left
+to itself the compiler puts the arithmetic of the columns and scalars (beta1**t above all) into the innermost loop and
+cuts the loop over the matrices into several, with intermediate matrices written and read again. So a function is
+traced, simplified, and split by the shape of each result:
 
     prelude    columns and scalars, from the arguments          1 - beta1**t, lr * weight_decay, ...
     body       matrices, and their sums over a row              the one pass over memory
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -96,7 +97,7 @@ class Part(torch.nn.Module):
 def split(function: Callable[..., Any], tensors: list[Tensor]) -> GraphModule:
     """Trace `function` at these arguments, simplify the trace and cut it in three."""
     size = max(tensor.numel() for tensor in tensors)
-    traced = make_fx(function, tracing_mode="fake")(*tensors)
+    traced = make_fx(functionalize(function), tracing_mode="fake")(*tensors)  # writes come last
     traced = make_fx(Simplified(traced, size).run, tracing_mode="fake")(*tensors)
     traced.graph.eliminate_dead_code()
 
@@ -159,7 +160,7 @@ class Simplified(Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         matrices = any(self.scaled(arg).matrix is not None for arg in args)
-        assert not (self.written and matrices) or writes(target)  # a factor may wait for its matrix until then
+        assert not (self.written and matrices) or writes(target)  # a factor may have waited to be multiplied with it
         self.written |= writes(target)
         if matrices and not kwargs:
             result = self.simplified(getattr(target, "overloadpacket", None), args)
@@ -220,11 +221,11 @@ def line_up(graph: Graph, part: dict[Node, int], size: int) -> None:
     with four instructions, together more than all the arithmetic. Like this each is an operand in memory.
     """
     body = [node for node in graph.nodes if part[node] == BODY]
-    if not any(writes(node.target) for node in body):
-        return
     taken = [node for node in graph.nodes if part[node] == PRELUDE and any(part[user] == BODY for user in node.users)]
-    rows, _, lanes = next(shape_of(node) for node in taken if shape_of(node).numel() == size)
     dtypes = {node: node.meta["val"].dtype for node in taken if shape_of(node).numel() < size}
+    if not dtypes or not any(writes(node.target) for node in body):
+        return
+    rows, _, lanes = next(shape_of(node) for node in taken if shape_of(node).numel() == size)
     dtype = max(dtypes.values(), key=[*dtypes.values()].count)
 
     def add(where: int, operation: Any, *args: Any) -> Node:
