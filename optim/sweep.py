@@ -97,6 +97,7 @@ class Part(torch.nn.Module):
 def split(function: Callable[..., Any], tensors: list[Tensor]) -> GraphModule:
     """Trace `function` at these arguments, simplify the trace and cut it in three."""
     size = max(tensor.numel() for tensor in tensors)
+    tensors = [tensor.detach() for tensor in tensors]  # what is passed twice would be traced as one argument
     traced = make_fx(functionalize(function), tracing_mode="fake")(*tensors)  # writes come last
     traced = make_fx(Simplified(traced, size).run, tracing_mode="fake")(*tensors)
     traced.graph.eliminate_dead_code()

@@ -75,11 +75,12 @@ CASES = [
     ("mada learning", F32, {"max_grad_norm": 1.0, "hyper_momentum": 0.5}),
     ("adam", F32, {}),
     ("lion", F32, {"max_grad_norm": 1.0}),
+    ("adam learning, weights first", F64, {"max_grad_norm": 1.0}),
 ]
-MORE = [(name, F32, {"max_grad_norm": 1.0}) for name in TABLE if name not in [case[0] for case in CASES]]
-MORE += [(name, dtype, {"max_grad_norm": 1.0}) for name in ("adam", "mada learning") for dtype in (F64, BF16)]
+MORE = [(name, F64, {"max_grad_norm": 1.0}) for name in TABLE if name not in [case[0] for case in CASES[1:]]]
+MORE += [(name, BF16, {"max_grad_norm": 1.0}) for name in ("adam", "mada learning")]
 MORE += [("mada learning", dtype, {"max_grad_norm": 1.0, "half": ("m", "v", "g", "pending")}) for dtype in (F32, BF16)]
-ROUND_OFF = {F32: 1e-5, F64: 1e-13, BF16: 0.02}  # relative, over 12 steps
+ROUND_OFF = {F32: 1e-5, F64: 1e-11, BF16: 0.02}  # relative, over 12 steps that amplify it
 
 
 @pytest.fixture(scope="module", params=[*CASES, *(pytest.param(case, marks=pytest.mark.long) for case in MORE)],

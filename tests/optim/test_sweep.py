@@ -88,3 +88,10 @@ def test_writes_wait_for_the_end() -> None:
     module = split(program, [a, b])
     torch.testing.assert_close(module(a, b)[0], expected)
     assert torch.equal(a, b)
+
+
+def test_one_tensor_for_two_arguments_is_not_one_argument() -> None:
+    a, b, *_ = arguments()
+    module = split(lambda a, b: [a + 1, b + 2], [a, a])
+    first, second = module(a, b)
+    assert torch.equal(first, a + 1) and torch.equal(second, b + 2)
