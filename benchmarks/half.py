@@ -2,8 +2,9 @@
 
     python -m benchmarks.half [config/shakespeare_char.py --key=value ...] [--seeds=3] [--out=FILE]
 
-Trains the laptop model (0.8M, 1,000 steps unless told otherwise) with MADA, once for each set of states and seed; the
-same seed means the same weights and batches, so the differences are paired.
+Trains the laptop model (0.8M, 500 steps unless told otherwise) with MADA started inside its family, where every state
+matters, once for each set of states and seed; the same seed means the same weights and batches, so the differences are
+paired.
 """
 
 import statistics
@@ -28,8 +29,9 @@ SETS: dict[str, tuple[str, ...]] = {
     "va": ("va",),
     "all": ("m", "n", "v", "va", "l", "g", "pending"),
 }
-LAPTOP = ["--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--max_iters=1000",
-          "--dropout=0.0", "--eval_iters=400", "--device=cpu"]  # fmt: skip
+LAPTOP = ["--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--max_iters=500",
+          "--dropout=0.0", "--eval_iters=400", "--device=cpu",
+          "--beta3=0.5", "--rho=0.5", "--c=0.5", "--gamma=0.9"]  # fmt: skip
 
 
 def final_loss(cfg: train.Config, half: tuple[str, ...], world: parallel.World) -> tuple[float, dict[str, float]]:
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> None:
             coefficients.append(last)
         rows.append({"half": half, "val_loss": losses, "coefficients": coefficients})
         differences = [a - b for a, b in zip(losses, rows[0]["val_loss"], strict=True)]
-        text = f"{name:12} {len(losses):2} {statistics.mean(losses):9.4f} {' '.join(f'{d:+.4f}' for d in differences)}"
+        text = f"{name:12} {len(losses):2} {statistics.mean(losses):9.4f} {' '.join(f'{d:+.5f}' for d in differences)}"
         print(text, flush=True)
         written = write(own["out"] or None, "half", "cpu", rows, config=rest)
     print("written to", written)
