@@ -40,7 +40,8 @@ class Paired:
 
     def __str__(self) -> str:
         difference, low, high = (f"{value:+.{self.digits}f}" for value in (self.difference, self.low, self.high))
-        return f"{difference} (n = 1, no test)" if self.n < 2 else f"{difference} [{low}, {high}], p = {self.p:.2g}"
+        p = f"p = {self.p:.2g}" if self.p >= 1e-4 else "p < 0.0001"
+        return f"{difference} (n = 1, no test)" if self.n < 2 else f"{difference} [{low}, {high}], {p}"
 
 
 def paired(first: dict[int, float], second: dict[int, float], digits: int = 4) -> Paired | None:
