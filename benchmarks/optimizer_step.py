@@ -11,6 +11,7 @@ inside it: compare with `adamw_fused_clip`. Each row is written when it is there
 """
 
 import argparse
+import gc
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -100,6 +101,7 @@ def main() -> None:
             in_order = sorted(rows.values(), key=lambda row: (row["parameters"], known.index(row["optimizer"])))
             written = write(args.out, "optimizer-step", args.device, in_order)
             del step, optimizer, adamw
+            gc.collect()  # an optimizer and its sweeps refer to each other
     print("written to", written)
 
 
