@@ -163,7 +163,8 @@ class Simplified(Interpreter):
         matrices = any(self.scaled(arg).matrix is not None for arg in args)
         assert not (self.written and matrices) or writes(target)  # a factor may have waited to be multiplied with it
         self.written |= writes(target)
-        if matrices and not kwargs:
+        floating = all(arg.is_floating_point() for arg in args if isinstance(arg, Tensor))  # true + true is not 2
+        if matrices and floating and not kwargs:
             result = self.simplified(getattr(target, "overloadpacket", None), args)
             if result is not None:
                 return result
@@ -173,7 +174,7 @@ class Simplified(Interpreter):
         return super().output(target, multiplied(args), kwargs)
 
     def scaled(self, value: Any) -> Scaled:
-        matrix = isinstance(value, Tensor) and value.numel() == self.size and value.is_floating_point()
+        matrix = isinstance(value, Tensor) and value.numel() == self.size
         return value if isinstance(value, Scaled) else Scaled(1, value) if matrix else Scaled(value)
 
     def once(self, operation: Any, *operands: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from problem import DECAYS, GROUP, LRS, error, groups, loss, parameters, scale, 
 from reference import Reference
 from torch import Tensor
 
-from optim import Coefficient, RuleOptimizer, sqrt
+from optim import Adam, Coefficient, RuleOptimizer, sqrt
 
 pytestmark = pytest.mark.filterwarnings("error:the optimizer runs uncompiled")
 
@@ -57,6 +57,39 @@ def test_a_rule_of_one_s_own_learns_its_coefficients(compiled: bool) -> None:
     assert error([p.detach() for p in params], reference.x) < 1e-9
     assert optimizer.coefficients == pytest.approx({k: reference.q[k] for k in rates}, rel=1e-9)
     assert all(optimizer.coefficients[k] != start for k, start in {"beta1": 0.9, "beta2": 0.99, "lr": 1.0}.items())
+
+
+class Cautious(Adam):
+    """Liang et al., 2024: no step against the gradient. The mask is a matrix, but not of numbers."""
+
+    @staticmethod
+    def advance(q, s, g, t):
+        direction, s = Adam.advance(q, s, g, t)
+        return direction * (direction * g > 0), s
+
+
+def test_a_rule_with_a_mask_learns_the_same_compiled() -> None:
+    seen = []
+    for compiled in (True, False):
+        params = parameters()
+        optimizer = Cautious(groups(params), hyper_lr={"beta1": 0.05, "beta2": 0.05}, compile=compiled)
+        for t in range(1, 6):
+            optimizer.zero_grad()
+            loss(params, t).backward()
+            optimizer.step()
+        seen.append(optimizer.hypergradients | {f"{k} now": v for k, v in optimizer.coefficients.items()})
+    assert seen[0] == pytest.approx(seen[1], rel=1e-9)
+    assert all(abs(h) > 1e-6 for h in optimizer.hypergradients.values())
+
+
+def test_a_box_may_reach_below_zero() -> None:
+    class Tilted(AdaBelief):
+        table = {"beta1": Coefficient(-0.5, -1.0, 1.0, "a decay that alternates", hyper_lr=1e-3)}
+        constants = {"beta2": 0.99, "eps": 1e-8}
+
+    assert Tilted(parameters()).coefficients == {"beta1": -0.5}
+    with pytest.raises(ValueError, match=r"beta1 = -1\.5 must lie in \[-1, 1\]"):
+        Tilted(parameters(), beta1=-1.5)
 
 
 def test_it_says_what_it_has() -> None:
