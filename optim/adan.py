@@ -17,7 +17,7 @@ class Adan(RuleOptimizer):
     table = {
         "beta1": replace(BETA1, start=0.98),
         "beta2": replace(BETA2, start=0.99),
-        "beta3": Coefficient(0.92, 0.0, 0.99, "decay and weight of the gradient differences n"),
+        "beta3": Coefficient(0.92, 0.0, 0.99, "decay and weight of the gradient differences n", below=1.0),
     }
     constants = {"eps": 1e-8}
 

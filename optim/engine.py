@@ -16,8 +16,10 @@ With weights first, learn comes after update.
 No graph outlives a step, autograd never goes through the model a second time, and nothing waits for the device.
 """
 
+import weakref
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -31,6 +33,7 @@ from .sweep import Sweep
 COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
 ORDERS = ("coefficients_first", "weights_first")
 COLUMNS = ("step", "waiting", "lr_made")  # in a parameter's state: one value, in each of its rows
+HARMLESS = {"params", "param_names", "name", "initial_lr"}  # in a param group: what torch and its schedulers put there
 
 
 class Scalars(NamedTuple):
@@ -45,7 +48,9 @@ class Scalars(NamedTuple):
     clip: Tensor  # factor that clips this gradient
     clip_made: Tensor  # factor that clipped the pending gradient
     accept: Tensor  # whether this step counts: its gradient is finite
+    steps: Tensor  # that counted
     refused: Tensor  # steps in a row that did not
+    lr_start: Tensor  # what a learned lr is measured by
 
 
 class Hyper(NamedTuple):
@@ -68,7 +73,7 @@ class RuleOptimizer(Optimizer):
         hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. Names
             "lr" too: the learned rate starts at `lr`, and the groups' rates are multiplied by its ratio to `lr`
         hyper_momentum: momentum of the coefficients' SGD: a number, or {name: number}
-        hyper_start: the coefficients rest for this many steps
+        hyper_start: the coefficients rest for this many steps (refused ones do not count)
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
         order: "coefficients_first" (x_t is made with q_t) or "weights_first" (with q_{t-1}, algorithm 1 as printed)
         max_grad_norm: clip the gradient to this global norm within the step; None: do not
@@ -124,10 +129,18 @@ class RuleOptimizer(Optimizer):
         self._refuse_unknown("hyper_momentum: ", hyper_momentum, [*self.table, "lr"])
         start = {k: float(values.get(k, c.start)) for k, c in table.items()}
         start |= {k: float(values.get(k, default)) for k, default in self.constants.items()}
+        self.learned = tuple(k for k in table if hyper_lr.get(k, 0) > 0)
 
-        for k in self.table:
-            self._refuse_outside(k, start[k], 0, max(1.0, table[k].high))
-        for k, value in {"lr": lr, "weight_decay": weight_decay, "hyper_start": hyper_start, **start}.items():
+        for k, c in table.items():
+            if k in self.learned:
+                self._refuse_outside(k, start[k], c.low, c.high, " to be learned")
+            else:
+                self._refuse_outside(k, start[k], min(0.0, c.low), max(1.0, c.high))
+            if start[k] >= c.below:
+                raise ValueError(f"{type(self).__name__}: {k} = {start[k]} must be below {c.below:g}")
+        for k, default in self.constants.items():
+            self._refuse_outside(k, start[k], min(0.0, default))
+        for k, value in {"lr": lr, "weight_decay": weight_decay, "hyper_start": hyper_start}.items():
             self._refuse_outside(k, value, 0)
         for k, value in hyper_lr.items():
             self._refuse_outside(f"hyper_lr[{k!r}]", value, 0)
@@ -139,13 +152,11 @@ class RuleOptimizer(Optimizer):
         if order not in ORDERS:
             raise ValueError(f"{type(self).__name__}: order = {order!r} must be one of {', '.join(ORDERS)}")
 
-        self.learned = tuple(k for k in table if hyper_lr.get(k, 0) > 0)
         if "lr" in self.learned and lr == 0:
             raise ValueError(f"{type(self).__name__}: lr = 0 cannot be learned: start above 0")
-        self.order, self.hyper_start, self.steps = order, hyper_start, 0
+        self.order, self.hyper_start = order, hyper_start
         idle = {f for k, (at, fields) in self.parts.items() if start[k] == at and k not in self.learned for f in fields}
         self.fields = tuple(f for f in self.State._fields if f not in idle)
-        self._lr_start = lr
         self._q_type = namedtuple("Q", start.keys())  # type: ignore[misc]
         self._fixed_names = tuple(k for k in start if k not in self.learned)
         self.buckets: list[Bucket] = []
@@ -164,11 +175,12 @@ class RuleOptimizer(Optimizer):
         )
         self._hyper_clip, self._max_grad_norm = hyper_clip, max_grad_norm
         q, one = vector(start[k] for k in self.learned), vector([1.0])[0]
-        nan = torch.full_like(one, float("nan"))
+        nan, zero = torch.full_like(one, float("nan")), torch.zeros_like(one, dtype=torch.int64)
         self._scalars = Scalars(
             fixed=vector(start[k] for k in self._fixed_names),
             q=q, q_made=q, momentum=torch.zeros_like(q), h=nan.expand_as(q).clone(),
-            norm=nan, clip=one, clip_made=one, accept=one.bool(), refused=torch.zeros_like(one, dtype=torch.int64),
+            norm=nan, clip=one, clip_made=one, accept=one.bool(), steps=zero, refused=zero,
+            lr_start=vector([float(lr)])[0],
         )  # fmt: skip
         self._watch = bool(self.learned) or max_grad_norm is not None
         size = sum(p.numel() for group in self.param_groups for p in group["params"])
@@ -180,20 +192,24 @@ class RuleOptimizer(Optimizer):
             if name not in known:
                 raise ValueError(f"{type(self).__name__}: {where}no coefficient {name!r}, it has {', '.join(known)}")
 
-    def _refuse_outside(self, name: str, value: float, low: float, high: float = float("inf")) -> None:
+    def _refuse_outside(self, name: str, value: float, low: float, high: float = float("inf"), why: str = "") -> None:
         if not low <= value <= high:
-            raise ValueError(f"{type(self).__name__}: {name} = {value} must lie in [{low:g}, {high:g}]")
+            raise ValueError(f"{type(self).__name__}: {name} = {value} must lie in [{low:g}, {high:g}]{why}")
 
     # ------------------------------------------------------------------------------------------------ parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with `params`, and `lr` and `weight_decay` if they differ; at any time, as in torch.optim."""
-        self._refuse_unknown("param group: ", set(param_group) - {"params", "initial_lr"}, ["lr", "weight_decay"])
+        self._refuse_unknown("param group: ", set(param_group) - HARMLESS, ["lr", "weight_decay"])
         for k in param_group.keys() & {"lr", "weight_decay"}:
             self._refuse_outside(f"param group: {k}", param_group[k], 0)
         super().add_param_group(param_group)
         if hasattr(self, "_scalars"):  # not while torch's constructor adds the first groups
-            self._adopt(self.param_groups[-1:])
+            try:
+                self._adopt(self.param_groups[-1:])
+            except ValueError:
+                self.param_groups.pop()
+                raise
 
     def _adopt(self, groups: list[dict[str, Any]]) -> None:
         for kind in dict.fromkeys(Kind.of(p) for group in groups for p in group["params"]):
@@ -227,7 +243,6 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.steps += 1
         buckets = [bucket for bucket in self.buckets if len(bucket.t)]
         if not buckets:
             return loss
@@ -236,14 +251,15 @@ class RuleOptimizer(Optimizer):
             bucket.follow_groups()
 
         if self._watch:
-            sums = self._total({b: self._sweep(self._probe, b, self._scalars, *b.read(), b.lr_made) for b in buckets})
-            self._scalars = self._sweep(self._judge, None, self._scalars, sums[-1])
+            sums = self._total({b: self._sweep("_probe", b, self._scalars, *b.read(), b.lr_made) for b in buckets})
+            self._scalars = self._sweep("_judge", None, self._scalars, sums[-1])
             if self.order == "coefficients_first":
                 self._learn_from(sums[:-1])
         for b in buckets:
-            columns = self._sweep(self._update, b, self._scalars, *b.read(), b.x, b.lr, b.decay, b.lr_made)
+            columns = self._sweep("_update", b, self._scalars, *b.read(), b.x, b.lr, b.decay, b.lr_made)
             torch._foreach_copy_([b.t, b.waiting, b.lr_made], columns)
             b.hand_out()
+            torch.autograd.graph.increment_version(b.params)  # a graph that still needs the old ones says so
         if self._watch:
             now = self._scalars
             self._scalars = now._replace(
@@ -264,25 +280,24 @@ class RuleOptimizer(Optimizer):
 
     def _learn_from(self, h: Tensor) -> None:
         if self.learned:
-            moves = torch.full_like(self._scalars.accept, self.steps > max(1, self.hyper_start))
-            self._scalars = self._sweep(self._learn, None, self._scalars, self._hyper, h, moves)
+            self._scalars = self._sweep("_learn", None, self._scalars, self._hyper, h)
 
-    def _sweep(self, function: Callable[..., Any], bucket: Bucket | None, scalars: Scalars, *args: Any) -> Any:
-        key = (function.__name__, bucket)
-        if key not in self._sweeps:
-            self._sweeps[key] = Sweep(function, self._compiled)
+    def _sweep(self, name: str, bucket: Bucket | None, scalars: Scalars, *args: Any) -> Any:
+        key = (name, bucket)
+        if key not in self._sweeps:  # a bound method would be a cycle, which keeps the memory until it is looked for
+            self._sweeps[key] = Sweep(partial(getattr(type(self), name), weakref.proxy(self)), self._compiled)
         if bucket is not None and bucket.device != self._device:
             scalars = Scalars(*(s.to(bucket.device) for s in scalars))
         return self._sweeps[key](scalars, *args)
 
     # The functions below are pure but for the copy_s of _update. Shapes: matrices (R, *ROW), columns (R, 1, 1).
 
-    def _advance(self, fixed: Tensor, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
+    def _advance(self, now: Scalars, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
         names = (*self.learned, *self._fixed_names)
-        q: Any = self._q_type(**dict(zip(names, (*learned, *fixed.to(t.dtype).unbind()), strict=True)))
+        q: Any = self._q_type(**dict(zip(names, (*learned, *now.fixed.to(t.dtype).unbind()), strict=True)))
         direction, s = self.advance(q, s, g, t)
         if "lr" in self.learned:
-            direction = q.lr / self._lr_start * direction
+            direction = q.lr / now.lr_start.to(t.dtype) * direction
         return direction, s
 
     def _probe(self, now: Scalars, s: Any, g: Tensor, pending: Tensor | None, t: Tensor, active: Tensor,
@@ -293,7 +308,7 @@ class RuleOptimizer(Optimizer):
         if pending is not None:
             p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
             q = now.q_made.to(t.dtype).expand(len(t), 1, -1).split(1, dim=-1)  # one copy a row: summed by row first
-            vjp = torch.func.vjp(lambda *q: self._advance(now.fixed, q, s, p, t)[0], *q)[1]
+            vjp = torch.func.vjp(lambda *q: self._advance(now, q, s, p, t)[0], *q)[1]
             made = active & waiting  # elsewhere x was not made by the pending gradient
             columns = [torch.where(made, -lr_made * h, 0) for h in vjp(g)] + columns
         return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
@@ -306,11 +321,12 @@ class RuleOptimizer(Optimizer):
         if self._max_grad_norm is not None:
             clip = torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
         refused = torch.where(accept, 0, now.refused + 1)
-        return now._replace(norm=norm, clip=clip, accept=accept, refused=refused)
+        return now._replace(norm=norm, clip=clip, accept=accept, steps=now.steps + accept, refused=refused)
 
-    def _learn(self, now: Scalars, hyper: Hyper, h: Tensor, moves: Tensor) -> Scalars:
+    def _learn(self, now: Scalars, hyper: Hyper, h: Tensor) -> Scalars:
         """q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
-        moves = moves & now.accept & torch.isfinite(h)
+        h = torch.where(now.steps > 1, h, float("nan"))  # no coefficients made the first x
+        moves = now.accept & torch.isfinite(h) & (now.steps > self.hyper_start)
         momentum = hyper.decay * now.momentum + h.clamp(-self._hyper_clip, self._hyper_clip)
         momentum = torch.where(moves, momentum, now.momentum)
         q = torch.where(moves, torch.clamp(now.q - hyper.rate * momentum, hyper.low, hyper.high), now.q)
@@ -323,13 +339,13 @@ class RuleOptimizer(Optimizer):
         clipped = g.to(t.dtype) * now.clip.to(t.dtype)
         q = now.q.to(t.dtype).unbind()
         if pending is None:
-            direction, new = self._advance(now.fixed, q, s, clipped, t + 1)
+            direction, new = self._advance(now, q, s, clipped, t + 1)
             new = self._keep(act, new, s)
         else:  # the pending gradient enters the states, with the coefficients that made x of it, and g waits
             p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
-            _, new = self._advance(now.fixed, now.q_made.to(t.dtype).unbind(), s, p, t)
+            _, new = self._advance(now, now.q_made.to(t.dtype).unbind(), s, p, t)
             new = self._keep(waiting & now.accept, new, s)
-            direction, _ = self._advance(now.fixed, q, new, clipped, t + 1)
+            direction, _ = self._advance(now, q, new, clipped, t + 1)
             pending.copy_(torch.where(act, g, pending))
         moved = (1 - lr * decay) * x.to(t.dtype) - lr * direction
         x.copy_(torch.where(act, moved, x.to(t.dtype)))
@@ -369,11 +385,15 @@ class RuleOptimizer(Optimizer):
 
     # ---------------------------------------------------------------------------------------------------- state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it for copy.deepcopy, which copies the parameters too, but for what is compiled."""
+        return self.__dict__ | {"_sweeps": {}}
+
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
         it. In `state` a matrix is a view in the parameter's shape (a DTensor where that is one), a column one number.
         """
-        known = {"rule": self.advance.__qualname__, "learned": list(self.learned), "steps": self.steps}
+        known = {"rule": self.advance.__qualname__, "learned": list(self.learned)}
         scalars = known | self._scalars._asdict()
         del scalars["fixed"]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -412,6 +432,5 @@ class RuleOptimizer(Optimizer):
         for group, its in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in its.items() if k != "params"})
         scalars = state_dict["scalars"]
-        self.steps = scalars["steps"]
         now = {k: scalars[k].to(v).clone() for k, v in self._scalars._asdict().items() if k != "fixed"}
         self._scalars = self._scalars._replace(**now)

@@ -65,8 +65,8 @@ def ask_for_large_pages(memory: Tensor) -> None:
 
 
 class Bucket:
-    """Matrices of shape (R, *ROW) and columns of shape (R, 1, 1). Each parameter starts a row (4096-byte boundary for
-    float32) and its last row is filled up with zeros.
+    """Matrices of shape (R, *ROW) and columns of shape (R, 1, 1). Each parameter starts a row, at a multiple of 128
+    bytes, and its last row is filled up with zeros.
 
     x          parameters, in their dtype; the model's parameters become views of it, or are copied if they are parts
     g          gradients, in the same dtype
@@ -101,9 +101,9 @@ class Bucket:
         made = itertools.count()
 
         def matrix(dtype: torch.dtype) -> Tensor:
-            """Each begins 320 bytes further into its page than the one before: seventeen that begin alike would take
+            """Each begins 384 bytes further into its page than the one before: seventeen that begin alike would take
             the same few lines of a CPU's first cache from one another."""
-            skew = 80 * next(made) % WIDTH
+            skew = 384 // dtype.itemsize * next(made) % WIDTH
             memory = torch.empty(height * WIDTH + skew, dtype=dtype, device=device)
             ask_for_large_pages(memory)
             return memory.zero_()[skew:].view(height, *ROW)
@@ -190,4 +190,4 @@ class Bucket:
         """Zero the gradients, in place: backward then adds into g itself and nothing need be gathered."""
         self.g.zero_()
         for p, gradient in zip(self.params, self.gradients, strict=True):
-            p.grad = gradient
+            p.grad = gradient if p.requires_grad else None  # one that is frozen rests, without weight decay too

@@ -27,7 +27,7 @@ class MADA(RuleOptimizer):
     table = {
         "beta1": BETA1,
         "beta2": BETA2,
-        "beta3": Coefficient(0.0, 0.0, 0.99, "decay and weight of the gradient differences n (Adan)", hyper_lr=2e-2),
+        "beta3": Coefficient(0.0, 0.0, 0.99, "decay and weight of the gradient differences n (Adan)", 2e-2, below=1.0),
         "rho": Coefficient(1.0, 0.0, 1.0, "second moment: 1 = v (Adam), 0 = its average (AVGrad)", hyper_lr=2e-2),
         "c": Coefficient(1.0, 0.0, 1.0, "growth of v: 1 = multiplicative (Adam), 0 = additive (Yogi)", hyper_lr=2e-2),
         "gamma": Coefficient(1.0, 0.0, 1.0, "direction: 1 = adaptive, 0 = sign of momentum (Lion)", hyper_lr=2e-2),

@@ -14,6 +14,7 @@ and the engine does x_t = (1 - lr_t * weight_decay) * x_{t-1} - lr_t * direction
 respect to whatever in q is learned; nobody writes a derivative.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,9 @@ class Coefficient:
     """A number of the rule that can be learned while it trains.
 
     start     value before the first step, where the user gives none
-    low, high box onto which a learned value is projected
+    low, high box in which a learned value starts and onto which it is projected; one that is not learned may lie
+              anywhere in [0, 1] too
+    below     what every value has to be below: 1 where the rule divides by 1 - value**t
     hyper_lr  rate at which the preset that learns everything (MADA, HyperAdam) learns it; 0: not learned
     meaning   one line, for --help and docs
     """
@@ -35,6 +38,7 @@ class Coefficient:
     high: float
     meaning: str
     hyper_lr: float = 0.0
+    below: float = math.inf
 
 
 def sqrt(v: Tensor) -> Tensor:
@@ -48,5 +52,5 @@ def mix(w: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
     return a + (1 - w) * (b - a)
 
 
-BETA1 = Coefficient(0.9, 0.01, 0.99, "decay of the first moment m", hyper_lr=1e-4)
-BETA2 = Coefficient(0.95, 0.501, 0.99, "decay of the second moment v", hyper_lr=1e-4)
+BETA1 = Coefficient(0.9, 0.01, 0.99, "decay of the first moment m", hyper_lr=1e-4, below=1.0)
+BETA2 = Coefficient(0.95, 0.501, 0.99, "decay of the second moment v", hyper_lr=1e-4, below=1.0)

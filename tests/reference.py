@@ -7,6 +7,7 @@ it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,6 +60,7 @@ RULES: dict[str, Callable] = {
     "sgd": sgd,
     "hyperadam": corner(beta3=0.0),
     "mada": mada,
+    "madamax": partial(mada, largest=True),
 }
 UNIT = {"rho": (0.0, 1.0), "c": (0.0, 1.0), "gamma": (0.0, 1.0)}
 BOXES = {"beta1": (0.01, 0.99), "beta2": (0.501, 0.99), "beta3": (0.0, 0.99), "lr": (0.0, float("inf")), **UNIT}

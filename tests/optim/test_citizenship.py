@@ -1,9 +1,12 @@
 """A torch.optim.Optimizer among others: groups, schedulers, scalers, closures, saved states, bad arguments."""
 
+import copy
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -120,6 +123,73 @@ def test_grad_scaler_skips_and_scales_as_with_torch_s() -> None:
     assert error(*results) < 1e-12
 
 
+@pytest.mark.parametrize("make", [adam, adamw])
+def test_a_graph_that_needs_the_old_weights_says_so(make) -> None:
+    w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = make([w])
+    first, second = (w * w).sum(), w.sum()
+    second.backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.backward()
+
+
+def test_a_frozen_parameter_rests_in_both_ways_of_zero_grad() -> None:
+    for to_none in (True, False):
+        params = parameters()
+        params[BIAS].requires_grad_(False)
+        before = params[BIAS].clone()
+        optimizer = adam(params)
+        for t in range(1, 4):
+            optimizer.zero_grad(set_to_none=to_none)
+            loss(params, t).backward()
+            optimizer.step()
+        assert torch.equal(params[BIAS], before)
+
+
+def test_a_deep_copy_goes_on_by_itself() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = MADA(model.parameters(), max_grad_norm=1.0, compile=False)
+
+    def step(model: torch.nn.Module, optimizer: MADA) -> None:
+        model(torch.ones(3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    step(model, optimizer)
+    other, copied = copy.deepcopy((model, optimizer))
+    for _ in range(3):
+        step(model, optimizer)
+    assert not torch.equal(model.weight, other.weight)
+    for _ in range(3):
+        step(other, copied)
+    assert torch.equal(model.weight, other.weight) and optimizer.coefficients == copied.coefficients
+
+
+def test_its_memory_goes_with_it() -> None:
+    """Without a cycle of references, which would keep it until the garbage collector comes."""
+    params = parameters()
+    optimizer = MADA(params)
+    loss(params, 1).backward()
+    optimizer.step()
+    alive = weakref.ref(optimizer)
+    gc.disable()
+    try:
+        del optimizer
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_a_group_that_is_refused_is_not_added() -> None:
+    params = parameters()
+    optimizer = adam(params)
+    with pytest.raises(ValueError, match=r"torch\.int64"):
+        optimizer.add_param_group({"params": [torch.arange(3)]})
+    run(optimizer, params, range(1, 3))
+    assert len(optimizer.param_groups) == 1
+
+
 def test_a_closure_is_called_with_gradients_enabled_and_its_loss_returned() -> None:
     params, others = parameters(), parameters()
     optimizer, other = MADA(params, hyper_lr=ALL), MADA(others, hyper_lr=ALL)
@@ -162,7 +232,7 @@ def test_both_ways_of_zero_grad_and_gradients_kept_by_the_caller_are_one_traject
 
 
 def test_parameters_replaced_under_it_are_followed() -> None:
-    """As load_state_dict(assign=True), or code that sets p.data, replaces them."""
+    """As code that sets p.data replaces them."""
     params, others = parameters(), parameters()
     optimizer, other = adam(params), adam(others)
     for steps in (range(1, 4), range(4, 7)):
@@ -225,6 +295,9 @@ BAD = {
     "lr = nan": lambda p: Adam(p, lr=float("nan")),
     "weight_decay = -0.1": lambda p: Adam(p, weight_decay=-0.1),
     "beta1 = 1.5 must lie in [0, 1]": lambda p: Adam(p, beta1=1.5),
+    "beta1 = 1.0 must be below 1": lambda p: Adam(p, beta1=1.0),
+    "beta3 = 1.0 must be below 1": lambda p: MADA(p, beta3=1.0, hyper_lr={}),
+    "beta2 = 0.999 must lie in [0.501, 0.99] to be learned": lambda p: HyperAdam(p, beta2=0.999),
     "rho = -0.5": lambda p: MADA(p, rho=-0.5),
     "eps = -1e-08": lambda p: Adam(p, eps=-1e-8),
     "'beta4', it has beta1, beta2, eps": lambda p: Adam(p, beta4=0.5),

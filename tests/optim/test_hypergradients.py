@@ -27,7 +27,7 @@ from problem import (
 )
 from reference import RULES, Reference
 
-from optim import OPTIMIZERS, RuleOptimizer
+from optim import OPTIMIZERS, HyperAdam, RuleOptimizer
 
 STEPS = 20
 ORDERS = ("coefficients_first", "weights_first")
@@ -44,6 +44,7 @@ CASES = {
     "lion": {"beta1": 0.95, "beta2": 0.98},
     "sgd": {"momentum": 0.9},
     "mada": {"beta1": 0.9, "beta2": 0.95, **INSIDE, "eps": 1e-6},
+    "madamax": {"beta1": 0.9, "beta2": 0.95, **INSIDE, "eps": 1e-6},
     "mada at Adam's corner": {"beta1": 0.9, "beta2": 0.95, "beta3": 0.0, "rho": 1.0, "c": 1.0, "gamma": 1.0,
                               "eps": 1e-6},
 }  # fmt: skip
@@ -126,7 +127,7 @@ def test_learning_is_that_of_the_reference(case: str, order: str) -> None:
     boxes = {k: (c.low, c.high) for k, c in rule_of(case).table.items()} | {"lr": (0.0, math.inf)}
     q = CASES[case] | {"lr": 1.0}
     reference = Reference(RULES[case.split()[0]], params, q, order=order, boxes=boxes, **hyper(case))
-    clipped, clamped, projected = set(), set(), set()
+    clipped, clamped, projected, before = set(), set(), set(), q
     for t in range(1, STEPS + 1):
         set_lr(optimizer, t)
         optimizer.zero_grad()
@@ -139,9 +140,27 @@ def test_learning_is_that_of_the_reference(case: str, order: str) -> None:
         assert error([p.detach() for p in params], reference.x) < 1e-9
         clipped.add(reference.clipped)
         clamped |= {abs(h) > HYPER["hyper_clip"] for h in reference.h.values()}
-        projected |= {k for k in boxes if reference.q[k] in boxes[k]}
+        projected |= {k for k in boxes if reference.q[k] in boxes[k] and reference.q[k] != before[k]}
+        before = dict(reference.q)
     assert clipped == clamped == {True, False}  # all of it was at work
     assert projected or "mada" not in case
+
+
+def test_hyperadam_is_the_reference_s_for_100_steps() -> None:
+    params = parameters()
+    rates = {"beta1": 1e-2, "beta2": 1e-2}
+    optimizer = HyperAdam(groups(params), lr=1.0, hyper_lr=rates)
+    q = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-6}
+    reference = Reference(RULES["hyperadam"], params, q, hyper_lr=rates)
+    for t in range(1, 101):
+        set_lr(optimizer, t)
+        optimizer.zero_grad()
+        loss(params, t).backward()
+        optimizer.step()
+        reference.step(lambda xs, t=t: loss(xs, t), [LRS[g] * scale(t) for g in GROUP], [DECAYS[g] for g in GROUP])
+    assert optimizer.coefficients == pytest.approx({k: reference.q[k] for k in rates}, rel=1e-9)
+    assert all(abs(optimizer.coefficients[k] - q[k]) > 1e-3 for k in rates)
+    assert error([p.detach() for p in params], reference.x) < 1e-9
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from problem import BIAS, EMBEDDING, NEVER, error, groups, loss, parameters, set_lr, train
 
-from optim import OPTIMIZERS, RuleOptimizer
+from optim import OPTIMIZERS, Adam, RuleOptimizer
 
 RULES = {name: rule for name, rule in OPTIMIZERS.items() if name != "hyperadam"}
 INSIDE = {"mada": {"beta3": 0.5, "rho": 0.5, "c": 0.5, "gamma": 0.5}}
@@ -175,6 +175,24 @@ def test_a_saved_run_continues_bitwise(name: str) -> None:
         assert same(values(continued, again), values(optimizer, params))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_learned_rate_continues_at_its_height_whatever_the_new_optimizer_began_with(compiled: bool) -> None:
+    params, others = parameters(), parameters()
+    options = {"hyper_lr": {"lr": 1e-4}, "compile": compiled}
+    optimizer, other = Adam(params, lr=0.02, **options), Adam(others, lr=torch.tensor(0.5), **options)
+    for t in range(1, 9):
+        if t == 5:
+            for p, q in zip(params, others, strict=True):
+                q.data.copy_(p.detach())
+            other.load_state_dict(through_a_file(optimizer.state_dict()))
+        for run, ps in ((optimizer, params), (other, others)):
+            run.zero_grad()
+            loss(ps, t).backward()
+            run.step()
+    assert same(values(optimizer, params), values(other, others))
+    assert optimizer.coefficients["lr"] == other.coefficients["lr"] != 0.02
+
+
 @pytest.mark.parametrize("source, target", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32),
                                             (torch.float32, torch.float64)])  # fmt: skip
 @optimizers
@@ -231,8 +249,8 @@ def test_frozen_coefficients_never_move(name: str) -> None:
 def test_a_step_with_a_bad_gradient_is_refused(name: str, when: tuple[int, ...], bad: float) -> None:
     """Nothing moves in it, and what follows is what would follow without it."""
     params, others = parameters(torch.float32), parameters(torch.float32)
-    optimizer = make(name, groups(params), max_grad_norm=1.0, hyper_momentum=0.5)
-    undisturbed = make(name, groups(others), max_grad_norm=1.0, hyper_momentum=0.5)
+    options = {"max_grad_norm": 1.0, "hyper_momentum": 0.5, "hyper_start": 3}
+    optimizer, undisturbed = make(name, groups(params), **options), make(name, groups(others), **options)
     refused = 0
     for t in range(1, 12):
         optimizer.zero_grad()
