@@ -15,10 +15,10 @@ import torch
 
 import parallel
 import train
-from benchmarks.measure import write
+from benchmarks.iteration import new_model
+from benchmarks.measure import own_options, write
 from configurator import parse
 from data import open_dataset
-from model import GPT, GPTConfig
 from optim import build_optimizer
 
 SETS: dict[str, tuple[str, ...]] = {
@@ -38,8 +38,7 @@ def final_loss(cfg: train.Config, half: tuple[str, ...], world: parallel.World) 
     """(validation loss after the last step, the coefficients then)."""
     dataset = open_dataset(cfg.dataset, prepare=True)
     torch.manual_seed(cfg.seed)
-    shape = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__ if k != "vocab_size"}
-    model = GPT(GPTConfig(vocab_size=dataset.vocab_size, **shape)).to(world.device)
+    model = new_model(cfg, dataset.vocab_size).to(world.device)
     arguments: dict[str, Any] = train.optimizer_arguments(cfg, True)
     optimizer = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), half=half, **arguments)
     for step in range(1, cfg.max_iters + 1):
@@ -52,9 +51,7 @@ def final_loss(cfg: train.Config, half: tuple[str, ...], world: parallel.World) 
 
 
 def main(argv: list[str]) -> None:
-    own = {"seeds": "3", "out": ""}
-    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
-    rest = [arg for arg in argv if not any(arg.startswith(f"--{k}=") for k in own)]
+    own, rest = own_options(argv, {"seeds": "3", "out": ""})
     rest = rest if any(arg.endswith(".py") for arg in rest) else ["config/shakespeare_char.py", *LAPTOP, *rest]
     rows: list[dict[str, Any]] = []
     print(f"{'bfloat16':12} {'n':>2} {'val loss':>9} {'difference to float32, by seed'}")
@@ -69,7 +66,7 @@ def main(argv: list[str]) -> None:
         differences = [a - b for a, b in zip(losses, rows[0]["val_loss"], strict=True)]
         text = f"{name:12} {len(losses):2} {statistics.mean(losses):9.4f} {' '.join(f'{d:+.5f}' for d in differences)}"
         print(text, flush=True)
-        written = write(own["out"] or None, "half", "cpu", rows, config=rest)
+        written = write(own["out"] or None, "half", cfg.device, rows, config=rest)
     print("written to", written)
 
 

@@ -9,7 +9,6 @@ its allocator held, elsewhere resident memory). Without its data set the model r
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,13 +20,12 @@ import torch
 
 import parallel
 import train
-from benchmarks.measure import device_name, interleaved, ratio, write
+from benchmarks.measure import SIX, device_name, interleaved, own_options, ratio, status, write
 from configurator import parse
 from data import DataError, open_dataset
 from model import GPT, GPTConfig
 from optim import build_optimizer
 
-SIX = dict.fromkeys(("beta1", "beta2", "beta3", "rho", "c", "gamma"), 1e-4)
 CONTENDERS: dict[str, dict[str, Any]] = {
     "adamw": {},
     "adam": {},
@@ -50,6 +48,13 @@ class RandomTokens:
         return np.random.default_rng(int(starts[0])).integers(0, self.vocab_size, (len(starts), length))
 
 
+def new_model(cfg: train.Config, vocab_size: int) -> GPT:
+    """The model of a config, with the weights that its seed gives."""
+    torch.manual_seed(cfg.seed)
+    shape = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__ if k != "vocab_size"}
+    return GPT(GPTConfig(vocab_size=vocab_size, **shape))
+
+
 def trainer(name: str, cfg: train.Config, world: parallel.World) -> tuple[Callable[[], Any], int, float]:
     """(a function that takes one iteration, parameters of the model, FLOPs of an iteration)."""
     try:
@@ -58,9 +63,7 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> tuple[Callab
     except DataError:
         vocab_size = 50257
         tokens = RandomTokens(vocab_size)  # type: ignore[assignment]
-    torch.manual_seed(cfg.seed)
-    shape = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__ if k != "vocab_size"}
-    model = GPT(GPTConfig(vocab_size=vocab_size, **shape)).to(world.device)
+    model = new_model(cfg, vocab_size).to(world.device)
     model.recompute(cfg.recompute)
     _, net = world.spread(model, bool(cfg.compile or world.device.type == "cuda"))
     groups = model.param_groups(cfg.weight_decay)
@@ -70,6 +73,7 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> tuple[Callab
         optimizer = torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, 0.95), eps=1e-6, fused=True)
     else:
         optimizer = build_optimizer(name.split("_")[0], groups, **settings, **CONTENDERS[name])
+        optimizer.zero_grad(set_to_none=False)
     step = 0
 
     def iterate() -> None:
@@ -92,13 +96,11 @@ def peak_memory(name: str, cfg: train.Config, world: parallel.World) -> int:
         iterate()
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return status("VmHWM")
 
 
 def main(argv: list[str]) -> None:
-    own = {"seconds": "60", "out": "", "alone": "", "only": ",".join(CONTENDERS)}
-    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
-    rest = [arg for arg in argv if not any(arg.startswith(f"--{k}=") for k in own)]
+    own, rest = own_options(argv, {"seconds": "60", "out": "", "alone": "", "only": ",".join(CONTENDERS)})
     cfg = parse(train.Config, rest, train.check, "iteration.py")
     world = parallel.join(cfg.device, cfg.dtype, 60)
     if own["alone"]:

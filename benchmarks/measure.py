@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +11,10 @@ from typing import Any
 
 import torch
 
+from optim import MADA
+
 RESULTS = Path(__file__).parent / "results"
+SIX = dict.fromkeys(MADA.learns, 1e-4)  # MADA's coefficients, all learned
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, list[float]]:
@@ -37,6 +41,25 @@ def ratio(times: Mapping[str, list[float]], name: str, base: str) -> tuple[float
     """Quartiles of the ratio name / base, round by round: (median, lower, upper)."""
     lower, median, upper = statistics.quantiles([a / b for a, b in zip(times[name], times[base], strict=True)])
     return median, lower, upper
+
+
+def status(key: str) -> int:
+    """Bytes of a line in /proc/self/status, such as VmHWM: the most memory that this process held at a time."""
+    found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+def own_options(argv: list[str], defaults: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """(a benchmark's own options of a command line, the rest, which is train.py's)."""
+    own, rest = dict(defaults), []
+    for argument in argv:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if equals and name in own:
+            own[name] = value
+        else:
+            rest.append(argument)
+    return own, rest
 
 
 def device_name(device: str) -> str:

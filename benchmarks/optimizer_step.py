@@ -4,14 +4,14 @@
 
 Each optimizer takes its steps in turn with torch's fused AdamW on as many parameters (16 tensors, one group, gradients
 in place), in one process; a ratio is the median over the rounds. Traffic counts each matrix of `Bucket` once for each
-sweep that reads it and once for the one that writes it. The last column is the step's time over that of a copy
+sweep that reads it and once for the one that writes it (AdamW: x, m and v read and written, g read; its clipping reads
+g, and reads and writes it). The last column is the step's time over that of a copy
 (torch's copy_, bytes read plus bytes written) of as many bytes on this machine: 1 is the limit of a GPU, and a CPU goes
 below, since its copy also reads the lines that it overwrites. AdamW clips with a pass of its own before its step, ours
 inside it: compare with `adamw_fused_clip`. Each row is written when it is there, beside the file's other rows.
 """
 
 import argparse
-import gc
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import device_name, earlier, interleaved, ratio, write
+from benchmarks.measure import SIX, device_name, earlier, interleaved, ratio, write
 from optim import OPTIMIZERS, build_optimizer
 
-SIX = dict.fromkeys(("beta1", "beta2", "beta3", "rho", "c", "gamma"), 1e-4)
 OURS: dict[str, dict[str, Any]] = {name: {} for name in OPTIMIZERS} | {
     "mada": {"hyper_lr": SIX, "max_grad_norm": 1.0},
     "mada_weights_first": {"hyper_lr": SIX, "max_grad_norm": 1.0, "order": "weights_first"},
@@ -33,15 +32,21 @@ OURS: dict[str, dict[str, Any]] = {name: {} for name in OPTIMIZERS} | {
 THEIRS = {"adamw_fused": {"fused": True}, "adamw_foreach": {"foreach": True}, "adamw_fused_clip": {"fused": True}}
 
 
-def traffic(optimizer: Any) -> tuple[float, float]:
-    """(bytes read and written in a step, bytes of state), both per parameter, from what the buckets hold."""
-    moved = held = count = 0
+def traffic(optimizer: Any, clips: bool) -> tuple[float, float]:
+    """(bytes read and written in a step, bytes of state), both per parameter, from what the optimizer holds."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    count = sum(p.numel() for p in params)
+    if isinstance(optimizer, torch.optim.AdamW):
+        size = sum(p.nbytes for p in params)
+        held = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.numel() > 1)
+        return (3 * size + 2 * held + clips * 3 * size) / count, held / count
+    moved = held = 0
     for b in optimizer.buckets:
         state = [*b.states.values()] + ([] if b.pending is None else [b.pending])
         size = sum(matrix.nbytes for matrix in state)
         probe = (b.g.nbytes + (size if optimizer.learned else 0)) if optimizer.grad_norm is not None else 0
         update = b.x.nbytes + b.g.nbytes + size + b.x.nbytes + size
-        moved, held, count = moved + probe + update, held + size, count + b.x.numel()
+        moved, held = moved + probe + update, held + size
     return moved / count, held / count
 
 
@@ -89,19 +94,16 @@ def main() -> None:
             adamw, _ = stepper("adamw_fused", size, args.device)
             times = interleaved({"adamw_fused": adamw, "copy": copy, name: step}, args.device, args.seconds)
             ms, against = statistics.median(times[name]) * 1e3, ratio(times, name, "adamw_fused")
-            row: dict[str, Any] = {"optimizer": name, "parameters": size, "ms": ms, "adamw": against}
+            moved, held = traffic(optimizer, name.endswith("clip"))
+            copies = ratio(times, name, "copy")[0] * 8 / moved
+            rows[size, name] = {"optimizer": name, "parameters": size, "ms": ms, "adamw": against,
+                                "rounds": len(times[name]), "state_bytes": held, "traffic_bytes": moved,
+                                "copies": copies}  # fmt: skip
             text = f"{name:20} {size:11,} {ms:9.3f} {against[0]:8.2f}"
-            if name not in THEIRS:
-                moved, held = traffic(optimizer)
-                copies = ratio(times, name, "copy")[0] * 8 / moved
-                row |= {"state_bytes": held, "traffic_bytes": moved, "copies": copies}
-                text += f" {held:8.0f} {moved:10.0f} {row['copies']:10.2f}"
-            rows[size, name] = row
-            print(text, flush=True)
+            print(f"{text} {held:8.1f} {moved:10.1f} {copies:10.2f}", flush=True)
             in_order = sorted(rows.values(), key=lambda row: (row["parameters"], known.index(row["optimizer"])))
             written = write(args.out, "optimizer-step", args.device, in_order)
-            del step, optimizer, adamw
-            gc.collect()  # an optimizer and its sweeps refer to each other
+            del step, optimizer, adamw  # their memory, before the next ones take theirs
     print("written to", written)
 
 

@@ -14,7 +14,6 @@ import ctypes
 import gc
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import memory
 import parallel
 import train
 from benchmarks.iteration import trainer
-from benchmarks.measure import write
+from benchmarks.measure import status, write
 from configurator import parse
 from model import GPTConfig
 
@@ -41,13 +40,6 @@ CASES: dict[str, tuple[str, list[str]]] = {  # optimizer of benchmarks.iteration
 }
 TINY = ["--n_layer=2", "--n_head=4", "--n_embd=64", "--block_size=64", "--batch_size=4",
         "--gradient_accumulation_steps=2"]  # fmt: skip
-
-
-def status(key: str) -> int:
-    """Bytes of a line in /proc/self/status."""
-    found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
 
 
 def measure(name: str, cfg: train.Config, seconds: float) -> dict[str, Any]:

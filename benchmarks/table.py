@@ -15,8 +15,10 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 def step_table(result: dict) -> list[str]:
     """Rows of one optimizer-step result: a column for each size."""
     sizes = sorted({row["parameters"] for row in result["rows"]})
+    rounds = sorted(row["rounds"] for row in result["rows"])
     lines = [
-        f"The optimizer step, times torch's fused AdamW ({result['device']}, torch {result['torch']}):",
+        f"The optimizer step, times torch's fused AdamW, median (quartiles) of {rounds[0]} to {rounds[-1]} rounds "
+        f"({result['device']}, torch {result['torch']}):",
         "",
         "| optimizer | state, bytes/parameter | traffic, bytes/parameter | "
         + " | ".join(f"{size:,} parameters" for size in sizes) + " |",
@@ -25,9 +27,12 @@ def step_table(result: dict) -> list[str]:
     for name in dict.fromkeys(row["optimizer"] for row in result["rows"]):
         rows = {row["parameters"]: row for row in result["rows"] if row["optimizer"] == name}
         last = rows[max(rows)]
-        bytes_ = [f"{last[k]:.0f}" if k in last else "" for k in ("state_bytes", "traffic_bytes")]
-        cells = [f"{rows[size]['adamw'][0]:.2f}" if size in rows else "" for size in sizes]
-        lines.append(f"| {name} | " + " | ".join(bytes_ + cells) + " |")
+        cells = [f"{last[k]:.0f}" for k in ("state_bytes", "traffic_bytes")]
+        for size in sizes:
+            median, lower, upper = rows[size]["adamw"] if size in rows else (1.0, 1.0, 1.0)
+            spread = f" ({lower:.2f} to {upper:.2f})" if lower < upper else ""
+            cells.append(f"{median:.2f}{spread}" if size in rows else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -37,13 +42,14 @@ def iteration_table(result: dict) -> list[str]:
         f"A whole training iteration, {' '.join(result['config'])}, {result['parameters']:,} parameters, "
         f"{result['tokens']:,} tokens ({result['device']}, torch {result['torch']}):",
         "",
-        "| optimizer | ms | times AdamW, median (quartiles) | tokens/s | rounds |",
-        "|---|---|---|---|---|",
+        "| optimizer | ms | times AdamW, median (quartiles) | tokens/s | rounds | peak memory, MB |",
+        "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         median, lower, upper = row["adamw"]
         lines.append(f"| {row['optimizer']} | {row['ms']:.1f} | {median:.3f} ({lower:.3f} to {upper:.3f}) | "
-                     f"{row['tokens_per_second']:,.0f} | {row['rounds']} |")  # fmt: skip
+                     f"{row['tokens_per_second']:,.0f} | {row['rounds']} | "
+                     f"{row['peak_bytes'] / 1e6:,.0f} |")  # fmt: skip
     return lines
 
 
