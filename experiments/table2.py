@@ -13,18 +13,29 @@ KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", 
         "adam_poor", "mada_fs", "mada_rho0_fs", "medium_adam", "medium_mada")  # fmt: skip
 
 
+# What a run differs from but for one thing: (the run, what it is compared with).
+PAIRS = (("mada_rho0", "avgrad"), ("mada_fs", "mada"), ("mada_rho0_fs", "mada_rho0"), ("mada_poor", "adam_poor"))
+
+
 def runs(scale: str) -> Sequence[Training]:
     return language.runs(scale, KEYS)
 
 
+Losses = dict[str, dict[str, dict[int, float]]]  # by kind of loss, row and seed
+
+
+def losses_of(records: dict[str, Record], kinds: Sequence[str] = ("val_loss", "train_loss")) -> Losses:
+    found = language.by_row(records)
+    return {
+        kind: {key: {seed: record["final"][kind] for seed, record in seeds.items()} for key, seeds in found.items()}
+        for kind in kinds
+    }
+
+
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     rows = []
-    found = language.by_row(records)
-    losses = {
-        which: {key: {seed: record["final"][which] for seed, record in seeds.items()} for key, seeds in found.items()}
-        for which in ("val_loss", "train_loss")
-    }
-    for key, seeds in found.items():
+    losses = losses_of(records)
+    for key, seeds in losses["val_loss"].items():
         against = "medium_adam" if key.startswith("medium") else "adam"
         cells = [language.ROWS[key].label, str(len(seeds))]
         for which in ("val_loss", "train_loss"):
@@ -35,7 +46,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         rows.append(cells)
     header = ["optimizer", "n", "validation loss", "minus Adam's", "training loss", "training, minus Adam's",
               "paper's validation loss", "paper's, minus Adam's"]  # fmt: skip
-    return [
+    blocks: list[Block] = [
         Text(
             language.about(records) + " Losses in nats per token at the end; the training loss is the mean over the "
             "batches of the last tenth of the run. The paper's column is another model on another text: compare the "
@@ -43,6 +54,20 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         ),
         Table(header, rows),
     ]
+    return [*blocks, *between(losses)]
+
+
+def between(losses: Losses) -> Sequence[Block]:
+    """The pairs that Adam is not in, those of which there are seeds."""
+    rows = []
+    for key, against in PAIRS:
+        both = [paired(losses[which].get(against, {}), losses[which].get(key, {})) for which in losses]
+        if both[0]:
+            paper = language.PAPER_LOSS[key] - language.PAPER_LOSS[against]
+            pair = f"{language.ROWS[key].label} minus {language.ROWS[against].label}"
+            rows.append([pair, str(both[0].n), *map(str, both), f"{paper:+.4f}"])
+    header = ["pair", "n", "validation loss", "training loss", "paper's validation loss"]
+    return [Text("What differs in one thing only, paired over seeds:"), Table(header, rows)] if rows else []
 
 
 EXPERIMENT = Experiment(
