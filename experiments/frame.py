@@ -106,10 +106,10 @@ class Training:
             return None
         try:
             about: Record = json.loads(path.read_text(encoding="utf-8"))
-            config = {"max_iters": int(about["config"]["max_iters"]), **about["config"]}
+            about["config"] = dict(about["config"], max_iters=int(about["config"]["max_iters"]))
         except (ValueError, KeyError, TypeError):
             raise RuntimeError(f"{path} cannot be read: move {self.out_dir} away") from None
-        if wrong := self.differences(config):
+        if wrong := self.differences(about["config"]):
             raise RuntimeError(f"{self.out_dir} holds a run with {'; '.join(wrong)}: move it away")
         return about
 
@@ -124,12 +124,14 @@ class Training:
         ]  # fmt: skip
 
     def finished(self) -> bool:
-        """Whether the run's folder holds all its steps, and a checkpoint of the last."""
+        """Whether the run's folder holds all its steps and a checkpoint of the last, with a loss that is a number."""
         try:
             record = distil(self)
         except RuntimeError:
             return False  # `execute` says why
-        return record is not None and (diverged(record) or saved_last(self.out_dir, record["config"]["max_iters"]))
+        if record is None or diverged(record):
+            return False
+        return saved_last(self.out_dir, record["config"]["max_iters"])
 
     def execute(self, environment: Mapping[str, str]) -> None:
         """Run it to its end, or to where it gives up; its words go to log.txt in its folder.
@@ -139,7 +141,7 @@ class Training:
         self.left()
         code = 0 if self.finished() else call(self.command(), self.out_dir / "log.txt", environment, also=DIVERGED)
         record = distil(self, gave_up=code == DIVERGED)
-        if record is None or not (code or self.finished()):
+        if record is None or not (diverged(record) or self.finished()):
             raise RuntimeError(f"{self.name}: {self.out_dir} does not hold the last step and its checkpoint")
         if self.on_train and not diverged(record):
             record["final"]["loss_on_train"] = training_loss(self.out_dir)

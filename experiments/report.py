@@ -67,8 +67,8 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
         "`python -m experiments report`; do not edit. The paper's numbers are those of its own size and stand beside "
         f"ours for orientation: {PAPER['source']}.",
         "± is the standard deviation over seeds, square brackets a 95% confidence interval of the mean paired "
-        "difference (same seed: same initial weights, same batches), p a two-sided paired t-test, not corrected "
-        "for their number: of twenty pairs that do not differ, one has a p below 0.05.",
+        "difference (same seed: same initial weights, same batches), p a two-sided paired t-test, from three seeds "
+        "on, not corrected for their number: of twenty pairs that do not differ, one has a p below 0.05.",
     ]
     lines = [f"# {TITLE}", ""]
     for words in opening:

@@ -13,7 +13,7 @@ KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", 
         "adam_poor", "mada_fs", "mada_rho0_fs", "medium_adam", "medium_mada")  # fmt: skip
 
 
-# What a run differs from but for one thing: (the run, what it is compared with).
+# Beside Adam: a MADA and where it starts, a MADA-FS and what it keeps the end of.
 PAIRS = (("mada_rho0", "avgrad"), ("mada_fs", "mada"), ("mada_rho0_fs", "mada_rho0"), ("mada_poor", "adam_poor"))
 
 
@@ -58,7 +58,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 def between(losses: Losses) -> Sequence[Block]:
-    """The pairs that Adam is not in, those of which there are seeds."""
+    """PAIRS, those of which there are seeds."""
     rows = []
     for key, against in PAIRS:
         both = [paired(losses[which].get(against, {}), losses[which].get(key, {})) for which in losses]
@@ -67,7 +67,8 @@ def between(losses: Losses) -> Sequence[Block]:
             pair = f"{language.ROWS[key].label} minus {language.ROWS[against].label}"
             rows.append([pair, str(both[0].n), *map(str, both), f"{paper:+.4f}"])
     header = ["pair", "n", "validation loss", "training loss", "paper's validation loss"]
-    return [Text("What differs in one thing only, paired over seeds:"), Table(header, rows)] if rows else []
+    words = "What learning adds, and what fixing its result does, paired over seeds:"
+    return [Text(words), Table(header, rows)] if rows else []
 
 
 EXPERIMENT = Experiment(

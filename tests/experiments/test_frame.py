@@ -151,17 +151,20 @@ def test_a_folder_that_is_in_the_way_fails_its_run_alone(
     assert "stale-1-perplexity: not made" in out
 
 
-def test_a_run_that_diverged_is_recorded_as_that(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leave(RUN, until=140)
-    program = [sys.executable, "-c", f"raise SystemExit({frame.DIVERGED})"]
-    monkeypatch.setattr(Training, "command", lambda self: program)
-    replace(RUN, on_train=True).execute({})
-    record = read(RUN)
-    assert record is not None and record["final"] == {"diverged": True, "step": 140}
-    fixed = Training("fs-1", "laptop", ("config/a.py",), {"seed": 1}, coefficients_from=RUN)
-    assert not fixed.ready() and not Evaluation(RUN, ("words",)).ready()
-    whole, words = frame.parted({"try-1": record, "try-2": {"final": {"val_loss": 1.0}}})
-    assert list(whole) == ["try-2"] and words == "Diverged, and left out of everything below: try-1 (step 140)."
+def test_a_run_that_diverged_is_recorded_as_that(elsewhere: Path, corpus: str) -> None:
+    (elsewhere / "train.py").symlink_to(ROOT / "train.py")
+    settings = {"dataset": corpus, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "max_iters": 50,
+                "gradient_accumulation_steps": 1, "log_interval": 1, "max_refused": 3, "warmup_iters": 0,
+                "learning_rate": 1e30, "compile": False}  # fmt: skip
+    run = Training("lost-1", "laptop", ("config/a.py",), settings, on_train=True)
+    run.execute({})
+    record = read(run)
+    assert record is not None and record["final"]["diverged"] and 3 < record["final"]["step"] < 50
+    fixed = Training("fs-1", "laptop", ("config/a.py",), {"seed": 1}, coefficients_from=run)
+    assert not fixed.ready() and not Evaluation(run, ("words",)).ready()
+    whole, words = frame.parted({"lost-1": record, "try-2": {"final": {"val_loss": 1.0}}})
+    assert list(whole) == ["try-2"]
+    assert words == f"Diverged, and left out of everything below: lost-1 (step {record['final']['step']:g})."
 
 
 def test_a_loss_that_is_no_number_is_never_recorded_as_one(elsewhere: Path) -> None:
@@ -179,6 +182,7 @@ def test_a_loss_that_is_no_number_is_never_recorded_as_one(elsewhere: Path) -> N
     path.write_text("\n".join([*lines[:-1], ",".join(last)]) + "\n")
     record = distil(RUN)
     assert record is not None and record["final"] == {"diverged": True, "step": 200}
+    assert not Evaluation(RUN, ("words",)).ready()
     with pytest.raises(ValueError, match="JSON"):
         write(RUN.path, {"final": {"val_loss": math.nan}})
     computation = Computation("vision", "laptop", "table5", lambda settings: {"final": {"loss": math.nan}, "curve": []})
@@ -288,6 +292,7 @@ def test_fixed_coefficients_come_from_the_finished_run(elsewhere: Path) -> None:
     RUN.execute({})
     assert fixed.ready()
     assert "--coefficients_from=records/laptop/try-1.json" in fixed.command()
+    assert frame.LEARNABLE == train.COEFFICIENTS
     leave(fixed)
     fixed.execute({})
     assert read(fixed) is not None
