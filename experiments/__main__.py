@@ -120,7 +120,7 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
         failed += execute(now, at_once, environment)
         absent = [run for run in absent if run not in now]
     for run in absent:
-        print(f"{run.name}: not made, for the run that it builds on failed or diverged")
+        print(f"{run.name}: not made, for want of the run that it builds on")
     return int(bool(failed or absent))
 
 

@@ -25,8 +25,6 @@ OVERLAY: dict[str, tuple[str, ...]] = {"laptop": ("config/tiny.py",), "gpu": (),
 MINUTES = {"laptop": 0.5, "gpu": 2.0, "paper": 4.0}
 NEAR = 1.05  # robust: within 5% of the best
 FAR = 1.12  # losses beyond this multiple of the best count as that: one that diverged says nothing about its neighbours
-
-
 CAPTION = (
     f"Final training loss over the initial coefficients, losses above {FAR:g} times the best cut to that; dots: runs, "
     "white line: 5% above the best of all."

@@ -11,8 +11,6 @@ from .frame import Block, Experiment, Record, Table, Text, Training
 # First what the question is about, so that an interrupted run of all has it.
 KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", "adan", "lion", "mada_poor",
         "adam_poor", "mada_fs", "mada_rho0_fs", "medium_adam", "medium_mada")  # fmt: skip
-
-
 # Beside Adam: a MADA and where it starts, a MADA-FS and what it keeps the end of.
 PAIRS = (("mada_rho0", "avgrad"), ("mada_fs", "mada"), ("mada_rho0_fs", "mada_rho0"), ("mada_poor", "adam_poor"))
 
