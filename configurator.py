@@ -85,6 +85,15 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
     return config
 
 
+def read(paths: Iterable[str | Path]) -> dict[str, Any]:
+    """{name: value} of what config files and their bases say, a later one winning. Raises ConfigError."""
+    errors: list[str] = []
+    said = {key: value for path in paths for _, key, value in _file_settings(Path(path), errors, ())}
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return said
+
+
 def _settings(arguments: list[str], annotations: dict, errors: list[str]) -> Iterable[tuple[str, str, Any]]:
     """(where it was said, key, value) of every setting, in the order in which they take effect."""
     for argument in arguments:

@@ -15,7 +15,7 @@ from typing import Any
 from record import COLUMNS, read_metrics
 
 # Okabe and Ito's colours, told apart by every eye. A coefficient keeps its colour in all figures of the project.
-COLORS = {
+COEFFICIENTS = {
     "beta1": "#0072B2",
     "beta2": "#E69F00",
     "beta3": "#009E73",
@@ -24,6 +24,16 @@ COLORS = {
     "gamma": "#D55E00",
 }
 SYMBOLS = {"beta1": "β₁", "beta2": "β₂", "beta3": "β₃", "rho": "ρ", "c": "c", "gamma": "γ", "eps": "ε"}
+RC: dict[str, Any] = {  # how all figures look
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+}
 
 
 def draw(out_dir: str | Path) -> Path:
@@ -47,9 +57,7 @@ def draw(out_dir: str | Path) -> Path:
     learned = [name for name in names if f"h_{name}" in rows[0]]
     names = [name for name in names if name != "eps" or name in learned]  # too small for the axis it would share
 
-    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-             "font.size": 9, "axes.titleweight": "bold", "axes.titlelocation": "left"}
-    with plt.rc_context(style):
+    with plt.rc_context(RC):  # type: ignore[arg-type]
         figure, (loss, values, gradients) = plt.subplots(3, 1, figsize=(8, 9), sharex=True, layout="constrained")
         _draw_loss(loss, rows)
         for i, name in enumerate(names):  # ever thinner, so that equal ones show beneath each other
@@ -83,7 +91,7 @@ def _series(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[fl
 
 def _line(axes: Any, rows: list[dict[str, str]], column: str, coefficient: str, **style: Any) -> None:
     label = SYMBOLS.get(coefficient, coefficient)
-    axes.plot(*_series(rows, column), label=label, color=COLORS.get(coefficient, "0.4"), **style)
+    axes.plot(*_series(rows, column), label=label, color=COEFFICIENTS.get(coefficient, "0.4"), **style)
 
 
 def _draw_loss(axes: Any, rows: list[dict[str, str]]) -> None:

@@ -3,7 +3,7 @@
     python train.py config/shakespeare_char.py config/tiny.py --out_dir=out/laptop/try
 
 As config/laptop.py, smaller and at a higher rate: figure 8's grid and the ablations take some eighty such runs.
-Expected: see experiments/report.md. Cost: 10 to 20 seconds on one CPU core.
+Expected: see experiments/report.md. Cost: about 30 seconds on one CPU core.
 """
 
 base = "laptop.py"

@@ -15,7 +15,7 @@ from pathlib import Path
 import experiments
 
 from . import EXPERIMENTS
-from .frame import HERE, ROOT, RUNNING, SCALES, Computation, Evaluation, Experiment, Run, Training, read
+from .frame import HERE, ROOT, SCALES, Computation, Evaluation, Experiment, Run, Training, diverged, end_running, read
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
         if arguments.command == "list":
             list_experiments()
         elif arguments.command == "run":
-            signal.signal(signal.SIGTERM, end)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                    signal.signal(number, end)
             chosen = list(EXPERIMENTS.values()) if arguments.name == "all" else [EXPERIMENTS[arguments.name]]
             return make(chosen, arguments.scale, arguments.only, arguments.jobs)
         elif arguments.command == "report":
@@ -61,9 +63,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def end(*_: object) -> None:
-    """What Ctrl-C does by itself in a terminal: the runs under way end with this process (and save before)."""
-    for process in [*RUNNING]:
-        process.terminate()
+    """The runs under way end with this process: no signal of the terminal reaches them."""
+    end_running()
     raise KeyboardInterrupt
 
 
@@ -102,27 +103,46 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
     for run in [*absent]:  # a record is committed, a run's folder is not: some need that
         source = run.after if isinstance(run, Computation) else run.of if isinstance(run, Evaluation) else None
         if source is not None and source not in absent and not source.finished():
-            absent.insert(0, source)
+            record = read(source)
+            if record is None or not diverged(record):
+                absent.insert(0, source)
     if scale == "paper":
-        for run in absent:
-            if isinstance(run, Training | Evaluation) and run.ready() and run.finished():
-                run.execute({})
-                print(f"recorded {run.name}")
-            elif not run.ready():
-                print(f"\n# {run.name}: when the run that it builds on is finished")
-            else:
-                print(f"\n# {run.name}: about {cost([run])} of the machine\n{shlex.join(run.command())}")
-        return 0
+        return show_commands(absent)
     cores = os.cpu_count() or 1
     jobs = jobs or (cores if scale == "laptop" else 4)
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
     failed = 0
-    while True:  # a MADA-FS waits for its MADA, an evaluation for its run
-        ready = [run for run in absent if run.ready()]
-        if not ready:
-            return int(bool(failed or absent))
-        failed += execute(ready, jobs, environment)
-        absent = [run for run in absent if run not in ready]
+    while ready := [run for run in absent if run.ready()]:  # a MADA-FS waits for its MADA, an evaluation for its run
+        together = [run for run in ready if not run.alone]
+        now, at_once = (together, jobs) if together else (ready, 1)  # what is timed has the machine for itself, at last
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // at_once)))}
+        if scale == "laptop":
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # the same thing on a machine that has a GPU
+        failed += execute(now, at_once, environment)
+        absent = [run for run in absent if run not in now]
+    for run in absent:
+        print(f"{run.name}: not made, for want of the run that it builds on")
+    return int(bool(failed or absent))
+
+
+def show_commands(absent: Sequence[Run]) -> int:
+    """Record those that are finished, print the commands of the others; 1 if a folder is in the way."""
+    failed = 0
+    for run in absent:
+        if not run.ready():
+            print(f"\n# {run.name}: when the run that it builds on is finished")
+            continue
+        try:
+            if isinstance(run, Training):
+                run.left()
+            if isinstance(run, Training | Evaluation) and run.finished():
+                run.execute({})
+                print(f"recorded {run.name}")
+            else:
+                print(f"\n# {run.name}: about {cost([run])} of the machine\n{shlex.join(run.command())}")
+        except RuntimeError as error:
+            failed = 1
+            print(f"\n# {run.name}: {error}")
+    return failed
 
 
 def execute(runs: Sequence[Run], jobs: int, environment: dict[str, str]) -> int:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plot import COEFFICIENTS
+
 from .compare import mean, mean_and_spread, paired
 from .frame import Block, Computation, Experiment, Record, Run, Table, Text, Training
 from .microbatch import train
-from .style import COEFFICIENTS
 
 RATE = 2.5e-3  # config/shakespeare_char.py learns every coefficient at this rate
 
@@ -25,9 +26,13 @@ class Variant:
     label: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     config: str = "shakespeare_char"
+    quarter: bool = False  # a quarter of the scale's learning rate, for Lion's direction, as in the paper
 
 
-QUARTER = {"learning_rate": 1e-3, "min_lr": 1e-4}  # for Lion's direction, as in the paper
+QUARTER = {  # of config/tiny.py's rates, of config/gpu.py's
+    "laptop": {"learning_rate": 1e-3, "min_lr": 1e-4},
+    "gpu": {"learning_rate": 2.5e-4, "min_lr": 2.5e-5},
+}
 VARIANTS = {
     "mada": Variant("MADA"),
     "adam": Variant("Adam", config="shakespeare_char_adam"),
@@ -40,8 +45,8 @@ VARIANTS = {
     "weights_first": Variant("weights first, as in algorithm 1", {"order": "weights_first"}),
     "from_avgrad": Variant("from AVGrad: rho starts at 0", {"rho": 0.0}),
     "from_amsgrad": Variant("from AMSGrad: maximum, rho starts at 0", {"optimizer": "madamax", "rho": 0.0}),
-    "lion": Variant("Lion, a quarter of the learning rate", QUARTER, "gpt2_lion"),
-    "from_lion": Variant("from Lion: gamma starts at 0, same rate", QUARTER | {"gamma": 0.0}),
+    "lion": Variant("Lion, a quarter of the learning rate", config="gpt2_lion", quarter=True),
+    "from_lion": Variant("from Lion: gamma starts at 0, same rate", {"gamma": 0.0}, quarter=True),
 }
 # Each batch of 12 in 4 micro-batches, the coefficients learned from the gradient of:
 MICRO = {
@@ -56,19 +61,20 @@ TINY = {  # config/shakespeare_char.py with config/tiny.py, for the runs that tr
     "optimizer": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "max_grad_norm": 1.0, "hyper_lr": rates(),
                   "hyper_momentum": dict.fromkeys((name for name in COEFFICIENTS if name != "gamma"), 0.5)},
 }  # fmt: skip
-SCALES = {"laptop": ("tiny", (1, 2, 3), 0.35), "gpu": ("gpu", (1, 2, 3), 1.0)}  # overlay, seeds, minutes a run
+SCALES = {"laptop": ("tiny", (1, 2, 3), 0.5), "gpu": ("gpu", (1, 2, 3), 1.0)}  # overlay, seeds, minutes a run
 
 
 def runs(scale: str) -> Sequence[Run]:
     if scale not in SCALES:
         return ()
     overlay, seeds, minutes = SCALES[scale]
-    found: list[Run] = [
-        Training(f"ablation/{name}-{seed}", scale, (f"config/{variant.config}.py", f"config/{overlay}.py"),
-                 {"seed": seed, **variant.settings}, minutes, curves=False, on_train=True)
-        for seed in seeds
-        for name, variant in VARIANTS.items()
-    ]  # fmt: skip
+    found: list[Run] = []
+    for seed in seeds:
+        for name, variant in VARIANTS.items():
+            configs = (f"config/{variant.config}.py", f"config/{overlay}.py")
+            settings = {"seed": seed, **(QUARTER[scale] if variant.quarter else {}), **variant.settings}
+            name = f"ablation/{name}-{seed}"
+            found.append(Training(name, scale, configs, settings, minutes, curves=False, on_train=True))
     if scale == "laptop":
         found += [
             Computation(f"ablation/{name}-{seed}", scale, "ablations", train,
@@ -101,13 +107,16 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         finals = [record["final"] for record in found[name].values()]
         ends = [f"{mean([final[k] for final in finals]):.3g}" if k in finals[0] else "" for k in COEFFICIENTS]
         rows.append(cells + ends)
-    first = next(record for record in records.values() if "parameters" in record)
+    trained = [record for record in records.values() if "parameters" in record]  # by train.py
+    size = ""
+    if trained:
+        config = trained[0]["config"]
+        size = f"{trained[0]['parameters']:,} parameters, {config['dataset']}, {config['max_iters']:,} steps. "
     header = ["variant", "n", "validation loss", "minus MADA's", "on the training split", "minus MADA's ",
               *(f"{name} at the end" for name in COEFFICIENTS)]  # fmt: skip
     return [
         Text(
-            f"{first['parameters']:,} parameters, {first['config']['dataset']}, {first['config']['max_iters']:,} "
-            f"steps. MADA here starts at Adam and learns all six coefficients at {RATE:g}; a variant changes what its "
+            f"{size}MADA here starts at Adam and learns all six coefficients at {RATE:g}; a variant changes what its "
             "name says; those of the micro-batches are compared with the first of them. Losses in nats per token; "
             "coefficients are means over the seeds."
         ),

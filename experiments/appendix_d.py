@@ -30,9 +30,10 @@ SIZES: dict[str, tuple[float, dict[str, tuple[str, ...]]]] = {
 def runs(scale: str) -> Sequence[Computation]:
     minutes, sizes = SIZES.get(scale, (0.0, {}))
     return [
-        Computation(f"cost/{batch}", scale, "appendix_d", measure, {"arguments": list(arguments)}, minutes)
+        Computation(f"cost/{batch}", scale, "appendix_d", measure, {"arguments": list(arguments)}, minutes,
+                    alone=True)
         for batch, arguments in sizes.items()
-    ]
+    ]  # fmt: skip
 
 
 def measure(settings: Mapping[str, Any]) -> Record:

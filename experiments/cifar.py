@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def resnet9(width: int = 64) -> nn.Module:
-    """The common ResNet-9: eight convolutions, two of them pairs with a shortcut, and a linear layer.
+def resnet9(width: int = 64, dropout: float = 0.2) -> nn.Module:
+    """github.com/Moddy2024/ResNet-9: eight convolutions, two of them pairs with a shortcut, and a linear layer.
 
     `width` channels after the first convolution, twice, four and eight times as many after the next.
     """
@@ -79,11 +79,11 @@ def resnet9(width: int = 64) -> nn.Module:
         block(3, C), block(C, 2 * C, pool=True), Residual(block(2 * C, 2 * C), block(2 * C, 2 * C)),
         block(2 * C, 4 * C, pool=True), block(4 * C, 8 * C, pool=True),
         Residual(block(8 * C, 8 * C), block(8 * C, 8 * C)),
-        nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * C, 10),
+        nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * C, 10),
     )  # fmt: skip
 
 
-MODELS = {"cnn": cnn, "resnet9": resnet9}
+MODELS: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "resnet9": resnet9}
 
 
 def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,8 +100,8 @@ def shifted_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """One run; settings: model, width, images (to train on), optimizer, its options, batch_size, epochs, schedule,
-    augment, seed.
+    """One run; settings: model, width, dropout (ResNet-9's), images (to train on), optimizer, its options, batch_size,
+    epochs, schedule, augment, seed.
 
     Returns the test accuracy at the end (%), the losses per epoch and the coefficients at the end.
     """
@@ -115,9 +115,10 @@ def train(settings: Mapping[str, Any]) -> dict[str, Any]:
     def batch(chosen: Tensor) -> Tensor:
         return (pixels[chosen].float() - shift) / scale
 
-    torch.manual_seed(settings["seed"])
+    torch.manual_seed(settings["seed"])  # weights and dropout
     generator = torch.Generator().manual_seed(settings["seed"])  # order, augmentation: the same for every optimizer
-    net = MODELS[settings["model"]](settings["width"]).to(device)
+    shape = {name: settings[name] for name in ("width", "dropout") if name in settings}
+    net = MODELS[settings["model"]](**shape).to(device)
     optimizer = build_optimizer(settings["optimizer"], net.parameters(), **settings["options"])
     B, epochs, peak = settings["batch_size"], settings["epochs"], settings["options"]["lr"]
     steps = N // B * epochs

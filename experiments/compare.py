@@ -21,7 +21,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 4) -> str:
-    """"1.9225 ± 0.0041"; the mean alone for one value."""
+    """Such as "1.9225 ± 0.0041"; the mean alone for one value."""
     text = f"{mean(values):.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {spread(values):.{digits}f}"
 
@@ -29,7 +29,8 @@ def mean_and_spread(values: Sequence[float], digits: int = 4) -> str:
 @dataclass(frozen=True)
 class Paired:
     """Differences between two runs of the same seed (same weights at the start, same batches): the second minus the
-    first; `p` is two-sided, from Student's t over the n differences (NaN for n = 1)."""
+    first; `p` is two-sided, from Student's t over the n differences. Below n = 3 there is no test: interval and p are
+    NaN, for two differences that agree by chance would make any p."""
 
     n: int
     difference: float
@@ -41,7 +42,7 @@ class Paired:
     def __str__(self) -> str:
         difference, low, high = (f"{value:+.{self.digits}f}" for value in (self.difference, self.low, self.high))
         p = f"p = {self.p:.2g}" if self.p >= 1e-4 else "p < 0.0001"
-        return f"{difference} (n = 1, no test)" if self.n < 2 else f"{difference} [{low}, {high}], {p}"
+        return f"{difference} (n = {self.n}, no test)" if self.n < 3 else f"{difference} [{low}, {high}], {p}"
 
 
 def paired(first: dict[int, float], second: dict[int, float], digits: int = 4) -> Paired | None:
@@ -51,8 +52,8 @@ def paired(first: dict[int, float], second: dict[int, float], digits: int = 4) -
         return None
     differences = [second[seed] - first[seed] for seed in seeds]
     n, centre = len(differences), mean(differences)
-    if n == 1:
-        return Paired(1, centre, math.nan, math.nan, math.nan, digits)
+    if n < 3:
+        return Paired(n, centre, math.nan, math.nan, math.nan, digits)
     error = spread(differences) / math.sqrt(n)
     half = quantile(n - 1) * error
     p = two_sided_p(abs(centre) / error, n - 1) if error else float(centre == 0)

@@ -19,11 +19,16 @@ def runs(scale: str) -> Sequence[Training]:
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    return [losses("figure3", records)]
+
+
+def losses(name: str, records: dict[str, Record]) -> Figure:
+    """Both losses of each row against steps, the whole run and its last half."""
     found = language.by_row(records)
     n = {len(seeds) for seeds in found.values()}
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(2, 2, gridspec_kw={"width_ratios": [1, 1]})
+        panels = figure.subplots(2, 2)
         for row, (which, title) in zip(
             panels, {"val_loss": "Validation loss", "train_loss": "Training loss, smoothed"}.items(), strict=True
         ):
@@ -48,7 +53,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
     seeds = " to ".join(str(k) for k in sorted({min(n), max(n)}))
-    return [Figure("figure3", f"Losses, means over n = {seeds} seeds. {language.about(records)}", draw, (9, 6.5))]
+    return Figure(name, f"Losses, means over n = {seeds} seeds. {language.about(records)}", draw, (9, 6.5))
 
 
 EXPERIMENT = Experiment(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from plot import COEFFICIENTS, SYMBOLS
+
 from . import language
-from .frame import Block, Experiment, Figure, Record, Table, Text, Training
-from .style import COEFFICIENTS, SYMBOLS, axes_of
+from .frame import POINTS, Block, Experiment, Figure, Record, Table, Text, Training
+from .style import axes_of
 
 TITLES = {
     "mada_rho0": "Figure 5: from (0.9, 0.95, 0)",
@@ -55,7 +57,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             rows.append([TITLES[key], str(seed), *moved, SAYS[key]])
     return [
         Figure("figure5", "Coefficients against steps, one line a seed.", draw, (10, 0.6 + 3.4 * -(-len(found) // 2))),
-        Text(f"{language.about(records)} Each cell: from the start to the end (least to largest on the way)."),
+        Text(f"{language.about(records)} Each cell: start to end (least to largest of about {POINTS} steps between)."),
         Table(["run", "seed", *COEFFICIENTS, "the paper says"], rows),
     ]
 

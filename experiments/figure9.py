@@ -57,9 +57,9 @@ def runs(scale: str) -> Sequence[Computation]:
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     curves = records["figure9"]["runs"]
     rows = []
+    steps = next(iter(curves.values()))["step"]  # the same for all
+    early, middle = steps.index(1000), next(i for i, step in enumerate(steps) if step >= 100_000)
     for name, curve in curves.items():
-        early = curve["step"].index(1000)
-        middle = next(i for i, step in enumerate(curve["step"]) if step >= 100_000)
         rho = [f"{curve['rho'][i]:.4f}" for i in (early, middle, -1)] if "rho" in curve else [""] * 3
         beta3 = f"{curve['beta3'][-1]:.2f}" if "beta3" in curve else ""
         moved = curve["x"][-2] - curve["x"][-15]  # both at the same place in the period of 101 steps
@@ -68,7 +68,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             [name, *rho, beta3, f"{max(curve['x']):+.3f}", f"{curve['x'][-1]:+.4f}", direction,
              f"{curve['regret'][-1]:.3f}", SAYS.get(name, "not in the paper")]
         )  # fmt: skip
-    header = ["run", "rho at 1,000", "just after 100,000", "at the end", "beta3 at the end", "largest x", "last x",
+    header = ["run", "rho at 1,000", f"at {steps[middle]:,}", "at the end", "beta3 at the end", "largest x", "last x",
               "x is", "average regret", "the paper says"]  # fmt: skip
 
     def draw(figure: Any) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from record import COLUMNS, commit, read_metrics
+import checkpoint
+import configurator
+from record import COLUMNS, commit, final_coefficients, read_metrics
 
 from .compare import mean
+from .on_train import saved_last, training_loss
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -39,6 +46,7 @@ class Training:
     coefficients_from   MADA-FS: the run of the same scale whose final coefficients this one keeps
     curves    whether the record holds the losses and coefficients on the way, or only the last
     on_train  whether it also holds the loss of the last checkpoint on the training split, `training_loss`
+    alone     whether it must have the machine for itself
     """
 
     name: str
@@ -47,9 +55,10 @@ class Training:
     settings: Mapping[str, Any] = field(default_factory=dict)
     minutes: float = 2.0
     processes: int = 1
-    coefficients_from: str | None = None
+    coefficients_from: Training | None = None
     curves: bool = True
     on_train: bool = False
+    alone: bool = False
 
     @property
     def out_dir(self) -> Path:
@@ -65,41 +74,76 @@ class Training:
         return {"configs": list(self.configs), "settings": self.all_settings()}
 
     def ready(self) -> bool:
-        """Whether the run that it takes its coefficients from has a record."""
-        return self.coefficients_from is None or self._source().is_file()
-
-    def _source(self) -> Path:
-        return RECORDS / self.scale / f"{self.coefficients_from}.json"
+        """Whether the run that it takes its coefficients from has a record, and coefficients in it."""
+        if self.coefficients_from is None:
+            return True
+        source = read(self.coefficients_from)
+        return source is not None and not diverged(source)
 
     def all_settings(self) -> dict[str, Any]:
         settings = dict(self.settings)
         if self.coefficients_from:
-            settings["coefficients_from"] = str(self._source().relative_to(ROOT))
+            settings["coefficients_from"] = str(self.coefficients_from.path.relative_to(ROOT))
         return settings
+
+    def differences(self, config: Mapping[str, Any]) -> list[str]:
+        """How a run's config differs from what the config files, the settings and the record that it takes its
+        coefficients from say now: "seed=2, not 1". Raises RuntimeError if there is no such record."""
+        if not self.ready():
+            raise RuntimeError(f"{self.name}: {self.coefficients_from and self.coefficients_from.name} has no record")
+        asked = configurator.read([ROOT / path for path in self.configs]) | self.all_settings()
+        if self.coefficients_from:
+            asked |= final_coefficients(str(self.coefficients_from.path), LEARNABLE)
+        asked = {key: value for key, value in shortened(asked).items() if key not in ELSEWHERE}
+        there = shortened(config)
+        return [f"{key}={there.get(key)}, not {value}" for key, value in asked.items() if there.get(key) != value]
+
+    def left(self) -> Record | None:
+        """The config.json of its folder, None if there is none. Raises RuntimeError if it is another run's, or not
+        to be read."""
+        path = self.out_dir / "config.json"
+        if not path.is_file():
+            return None
+        try:
+            about: Record = json.loads(path.read_text(encoding="utf-8"))
+            about["config"] = dict(about["config"], max_iters=int(about["config"]["max_iters"]))
+        except (ValueError, KeyError, TypeError):
+            raise RuntimeError(f"{path} cannot be read: move {self.out_dir} away") from None
+        if wrong := self.differences(about["config"]):
+            raise RuntimeError(f"{self.out_dir} holds a run with {'; '.join(wrong)}: move it away")
+        return about
 
     def command(self) -> list[str]:
         """The command line, from the repository's root; it goes on from a checkpoint if there is one."""
-        resume = any(self.out_dir.glob("ckpt_*.json"))
         program = [sys.executable] if self.processes == 1 else [
             "torchrun", "--standalone", f"--nproc_per_node={self.processes}"
         ]  # fmt: skip
         return [
             *program, "train.py", *self.configs, *(f"--{key}={value}" for key, value in self.all_settings().items()),
-            f"--out_dir={self.out_dir.relative_to(ROOT)}", *(["--init_from=resume"] if resume else []),
+            f"--out_dir={self.out_dir.relative_to(ROOT)}", "--init_from=auto",
         ]  # fmt: skip
 
     def finished(self) -> bool:
-        """Whether the run's folder holds all its steps."""
-        return (self.out_dir / "config.json").is_file() and distil(self) is not None
+        """Whether the run's folder holds all its steps and a checkpoint of the last, with a loss that is a number."""
+        try:
+            record = distil(self)
+        except RuntimeError:
+            return False  # `execute` says why
+        if record is None or diverged(record):
+            return False
+        return saved_last(self.out_dir, record["config"]["max_iters"])
 
     def execute(self, environment: Mapping[str, str]) -> None:
-        """Run it to its end; its words go to log.txt in its folder. Raises RuntimeError with the last of them."""
-        if not self.finished():
-            call(self.command(), self.out_dir / "log.txt", environment)
-        record = distil(self)
-        if record is None:
-            raise RuntimeError(f"{self.name}: {self.out_dir} is not a finished run with the settings {self.settings}")
-        if self.on_train:
+        """Run it to its end, or to where it gives up; its words go to log.txt in its folder.
+
+        Raises RuntimeError: with the last of them if it failed; if the folder is not this run's.
+        """
+        self.left()
+        code = 0 if self.finished() else call(self.command(), self.out_dir / "log.txt", environment, also=DIVERGED)
+        record = distil(self, gave_up=code == DIVERGED)
+        if record is None or not (diverged(record) or self.finished()):
+            raise RuntimeError(f"{self.name}: {self.out_dir} does not hold the last step and its checkpoint")
+        if self.on_train and not diverged(record):
             record["final"]["loss_on_train"] = training_loss(self.out_dir)
         write(self.path, record)
 
@@ -115,6 +159,7 @@ class Computation:
     settings: Mapping[str, Any] = field(default_factory=dict)
     minutes: float = 1.0
     after: Training | None = None  # the run whose folder it reads
+    alone: bool = False  # whether it must have the machine for itself
 
     @property
     def path(self) -> Path:
@@ -122,7 +167,7 @@ class Computation:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"settings": dict(self.settings)}
+        return {"settings": dict(self.settings), **({"alone": True} if self.alone else {})}
 
     def ready(self) -> bool:
         """Whether the run that it reads is finished and its folder here."""
@@ -137,7 +182,10 @@ class Computation:
     def compute(self) -> None:
         """In this process."""
         facts = {"commit": commit(), "torch": importlib.metadata.version("torch"), "platform": platform.platform()}
-        write(self.path, self.identity | facts | self.function(self.settings))
+        found = self.function(self.settings)
+        if not all(map(math.isfinite, found.get("final", {}).values())):
+            found = {"final": {"diverged": True}}
+        write(self.path, self.identity | facts | found)
 
 
 @dataclass(frozen=True)
@@ -148,6 +196,7 @@ class Evaluation:
     datasets: tuple[str, ...]
     protocol: str = "paper"
     minutes: float = 5.0
+    alone = False
 
     @property
     def name(self) -> str:
@@ -173,15 +222,17 @@ class Evaluation:
         ]  # fmt: skip
 
     def finished(self) -> bool:
-        """Whether the JSON holds every data set under this protocol."""
+        """Whether the JSON holds every data set under this protocol, of the newest checkpoint."""
         return self._rows() is not None
 
     def _rows(self) -> list[Record] | None:
-        path = self.of.out_dir / "perplexity.json"
-        if not path.is_file():
+        try:
+            content = json.loads((self.of.out_dir / "perplexity.json").read_text(encoding="utf-8"))
+            if content["model"]["sha256"] != checkpoint.newest(self.of.out_dir).sha256:
+                return None
+            found = {row["dataset"]: row for row in content["rows"] if row["protocol"] == self.protocol}
+        except (OSError, ValueError, KeyError, TypeError):  # evaluate.py begins it anew
             return None
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        found = {row["dataset"]: row for row in rows if row["protocol"] == self.protocol}
         return [found[name] for name in self.datasets] if found.keys() >= set(self.datasets) else None
 
     def execute(self, environment: Mapping[str, str]) -> None:
@@ -199,31 +250,50 @@ class Evaluation:
 Run = Training | Computation | Evaluation
 
 
-RUNNING: set[subprocess.Popen[bytes]] = set()  # commands under way: who ends this process ends them too
+RUNNING: set[subprocess.Popen[bytes]] = set()  # commands under way
+ENDING = threading.Event()  # set: they are to end, and no other begins
+DIVERGED = 3  # train.py's exit code when it gives up
 
 
-def call(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-    """Run a command from the repository's root. Raises RuntimeError with the end of its log if it fails."""
+def end_running() -> None:
+    """Ask the commands under way to end, each with all that it started; a training saves before."""
+    ENDING.set()
+    for process in [*RUNNING]:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+
+def call(command: Sequence[str], log: Path, environment: Mapping[str, str], also: int = 0) -> int:
+    """Run a command from the repository's root, in a process group of its own; its exit code, 0 or `also`.
+
+    Raises RuntimeError with the end of its log if it fails.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         variables = {**os.environ, **environment}
-        with subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=variables) as process:
+        with subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=variables,
+                              process_group=0) as process:  # fmt: skip
             RUNNING.add(process)
+            if ENDING.is_set():  # since before it was added
+                end_running()
             code = process.wait()
             RUNNING.discard(process)
-    if code:
+    if code not in (0, also):
         last = log.read_text(encoding="utf-8").strip().splitlines()[-3:]
         raise RuntimeError(f"{' '.join(command)}\nended with {code}; {log} ends with\n" + "\n".join(last))
+    return code
 
 
 # ---------------------------------------------------------------------------------------------------------- records
 
 
 def write(path: Path, record: Record) -> None:
-    """The record on disk, all of it or the old one; numbers at six significant digits."""
+    """The record on disk, all of it or the old one; numbers at six significant digits, ValueError for NaN."""
+    text = json.dumps(shortened(record), allow_nan=False, separators=(",", ":")) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(shortened(record), indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -236,12 +306,16 @@ def shortened(value: Any) -> Any:
 
 
 def read(run: Run) -> Record | None:
-    """The record of a run; None if there is none or it is that of other settings."""
+    """The record of a run; None if there is none or it is that of other settings, those in config files included."""
     if not run.path.is_file():
         return None
     record: Record = json.loads(run.path.read_text(encoding="utf-8"))
     asked = shortened(run.identity)
-    return record if {key: record.get(key) for key in asked} == asked else None
+    if {key: record.get(key) for key in asked} != asked:
+        return None
+    if isinstance(run, Training):
+        return record if run.ready() and not run.differences(record["config"]) else None
+    return None if isinstance(run, Evaluation) and read(run.of) is None else record
 
 
 def records(runs: Sequence[Run]) -> dict[str, Record]:
@@ -250,76 +324,70 @@ def records(runs: Sequence[Run]) -> dict[str, Record]:
     return {name: record for name, record in found.items() if record is not None}
 
 
+def diverged(record: Record) -> bool:
+    """Whether the run gave up, or ended at a loss that is no number: its `final` says no more than that."""
+    return "diverged" in record.get("final", {})
+
+
+def parted(found: Mapping[str, Record]) -> tuple[dict[str, Record], str]:
+    """The records of runs that got to their end, and a sentence on the others, "" if there are none."""
+    lost = [f"{name} (step {record['final']['step']:g})" if "step" in record["final"] else name
+            for name, record in found.items() if diverged(record)]  # fmt: skip
+    words = f"Diverged, and left out of everything below: {', '.join(lost)}." if lost else ""
+    return {name: record for name, record in found.items() if not diverged(record)}, words
+
+
+# What a record may say otherwise than the config files: where a run was made, how, and who looked on.
+ELSEWHERE = ("out_dir", "init_from", "device", "compile", "wandb_log", "wandb_project", "wandb_run_name")
+LEARNABLE = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "eps")
 FACTS = ("commit", "versions", "platform", "device", "dtype", "processes", "parameters")
 POINTS = 100  # of a curve in a record
 LAST = 0.1  # the final training loss is the mean over this fraction of the steps
 
 
-def distil(run: Training) -> Record | None:
-    """The record of a training run from what it left in its folder; None if it did not get to its end."""
-    about = json.loads((run.out_dir / "config.json").read_text(encoding="utf-8"))
-    for key, value in run.all_settings().items():
-        if (there := about["config"][key]) != value:
-            raise RuntimeError(f"{run.out_dir} holds a run with {key}={there}, not {value}: move it away")
+def distil(run: Training, gave_up: bool = False) -> Record | None:
+    """The record of a training run from what it left in its folder; None if it did not get to its end.
+
+    `gave_up`: it diverged before. Raises RuntimeError if the folder holds another run, or what cannot be read.
+    """
+    about = run.left()
     path = run.out_dir / "metrics.csv"
-    if not path.is_file():
+    if about is None or not path.is_file():
         return None
-    rows = [{k: float(v) if v else None for k, v in row.items()} for row in read_metrics(path)]
+    try:
+        rows = [{key: number(text) for key, text in row.items()} for row in read_metrics(path)]
+    except ValueError:
+        raise RuntimeError(f"{path} cannot be read: move {run.out_dir} away") from None
     steps = about["config"]["max_iters"]
-    if not rows or rows[-1]["step"] != steps or rows[-1]["val_loss"] is None:
-        return None
-    coefficients = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
-    late = [row for row in rows if (row["step"] or 0) > (1 - LAST) * steps]
-    return {
+    record = {
         **run.identity,
         **{key: about.get(key) for key in FACTS},
         "config": {key: value for key, value in about["config"].items() if key not in ("out_dir", "init_from")},
-        "seconds": rows[-1]["seconds"],
-        "final": {
-            "val_loss": rows[-1]["val_loss"],
-            "best_val_loss": min(measured(rows, "val_loss")),
-            "train_loss": mean(measured(late, "train_loss")),
-            **{name: rows[-1][name] for name in coefficients},
-        },
-        **({"curves": thinned(rows, steps, coefficients)} if run.curves else {}),
     }
-
-
-EVALUATION_BATCHES = 200  # nanoGPT's, and so the paper's
-
-
-def training_loss(out_dir: Path) -> float:
-    """Mean loss (nats per token) of the newest checkpoint over 200 batches of its training split, dropout off.
-
-    The windows are spread evenly over the split: the same ones for every run.
-    """
-    import torch  # with what needs it, seconds of start-up that most commands can spare
-
-    from data import open_dataset, val_starts
-    from perplexity import open_subject
-
-    config = json.loads((out_dir / "config.json").read_text(encoding="utf-8"))["config"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = open_subject(str(out_dir), "newest").model.to(device)
-    tokens, B, T = open_dataset(config["dataset"]).train, config["batch_size"], config["block_size"]
-    return mean_loss(model, tokens, val_starts(tokens, T, EVALUATION_BATCHES * B), B)
-
-
-def mean_loss(model: Any, tokens: Any, starts: Any, batch_size: int) -> float:
-    """Mean loss (nats per token), dropout off, of the windows of block_size that begin there."""
-    import numpy as np
-    import torch
-
-    model.eval()
-    T, device, total = model.config.block_size, next(model.parameters()).device, 0.0
-    with torch.no_grad():
-        for part in np.split(starts, range(batch_size, len(starts), batch_size)):
-            window = torch.from_numpy(tokens.windows(part, T + 1)).to(device)  # (B, T + 1)
-            total += float(model(window[:, :-1], window[:, 1:], reduction="sum")[1])
-    return total / (len(starts) * T)
+    if gave_up:
+        return record | {"final": {"diverged": True, "step": rows[-1]["step"] if rows else 0}}
+    if not rows or rows[-1]["step"] != steps:
+        return None
+    coefficients = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
+    late = measured([row for row in rows if (row["step"] or 0) > (1 - LAST) * steps], "train_loss")
+    final = {
+        "val_loss": rows[-1]["val_loss"],
+        "best_val_loss": min(measured(rows, "val_loss"), default=None),
+        "train_loss": mean(late) if late else None,
+        **{name: rows[-1][name] for name in coefficients},
+    }
+    if None in final.values():  # the last step is always validated
+        return record | {"final": {"diverged": True, "step": steps}}
+    curves = {"curves": thinned(rows, steps, coefficients)} if run.curves else {}
+    return {**record, "seconds": rows[-1]["seconds"], "final": final, **curves}
 
 
 Row = dict[str, float | None]
+
+
+def number(text: str) -> float | None:
+    """A cell; None for what was not measured, and for the loss of a step whose gradient was refused, NaN."""
+    return value if text and math.isfinite(value := float(text)) else None
 
 
 def measured(rows: Sequence[Row], column: str) -> list[float]:
@@ -380,6 +448,7 @@ class Experiment:
     runs(scale)           what it needs; () where that scale is not its own
     show(scale, records)  blocks of the report from {name: record}, never called without a record
     exact                 done as in the paper, at no smaller scale: a laptop is enough
+    with_diverged         whether show() takes records of runs that diverged, too
     """
 
     name: str
@@ -388,3 +457,4 @@ class Experiment:
     runs: Callable[[str], Sequence[Run]]
     show: Callable[[str, dict[str, Record]], Sequence[Block]]
     exact: bool = False
+    with_diverged: bool = False

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .frame import HERE, PAPER, ROOT, SCALES, Block, Experiment, Figure, Record, Run, Table, Text, read, records
-from .style import RC
+from plot import RC
+
+from .frame import HERE, PAPER, ROOT, SCALES, Block, Experiment, Figure, Record, Run, Table, Text, parted, read, records
 
 TITLE = "Reproducing MADA: tables and figures from records"
 STYLE = """
@@ -29,7 +30,7 @@ th:first-child, td:first-child { position: sticky; left: 0; background: #fff; wh
 """
 ABOUT = {
     "laptop": "a small model on a processor, minutes a run",
-    "gpu": "about ten minutes on one GPU",
+    "gpu": "one GPU, minutes a run",
     "paper": "the paper's own size",
 }
 
@@ -66,8 +67,8 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
         "`python -m experiments report`; do not edit. The paper's numbers are those of its own size and stand beside "
         f"ours for orientation: {PAPER['source']}.",
         "± is the standard deviation over seeds, square brackets a 95% confidence interval of the mean paired "
-        "difference (same seed: same initial weights, same batches), p a two-sided paired t-test, not corrected "
-        "for their number: of twenty pairs that do not differ, one has a p below 0.05.",
+        "difference (same seed: same initial weights, same batches), p a two-sided paired t-test, from three seeds "
+        "on, not corrected for their number: of twenty pairs that do not differ, one has a p below 0.05.",
     ]
     lines = [f"# {TITLE}", ""]
     for words in opening:
@@ -93,7 +94,11 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
             label = f"Scale: {about}. {len(found)} of {len(runs)} runs recorded, {commits(found.values())}."
             lines += [f"**{label}**", ""]
             parts.append(f'<p class="scale">{html.escape(label)}</p>')
-            for block in experiment.show(scale, found):
+            whole, lost = parted(found)
+            if experiment.with_diverged:
+                whole, lost = found, ""
+            blocks = [Text(lost)] if lost else []
+            for block in [*blocks, *(experiment.show(scale, whole) if whole else ())]:
                 markdown, fragment = render(block, scale, figures)
                 lines += [markdown, ""]
                 parts.append(fragment)
@@ -120,15 +125,20 @@ COLUMNS = ("optimizer", "n", "validation loss", "minus Adam's", "paper's, minus 
 
 def refresh_readme(table2: Experiment, readme: Path = ROOT / "README.md") -> None:
     """Write table 2 at the laptop's scale, its main columns, between the marks of the README."""
-    words, full = table2.show("laptop", records(table2.runs("laptop")))
-    assert isinstance(words, Text) and isinstance(full, Table)
-    columns = [list(full.header).index(name) for name in COLUMNS]
-    table = Table(COLUMNS, [[row[i] for i in columns] for row in full.rows])
+    found, lost = parted(records(table2.runs("laptop")))
+    shown = "No run of table 2 is recorded."
+    if found:
+        words, full, *_ = table2.show("laptop", found)
+        assert isinstance(words, Text) and isinstance(full, Table)
+        columns = [list(full.header).index(name) for name in COLUMNS]
+        table = Table(COLUMNS, [[row[i] for i in columns] for row in full.rows])
+        about = words.words.partition(" Losses in nats")[0]
+        shown = f"{about}\n\n{render(table, '', readme.parent)[0]}"
+    if lost:
+        shown = f"{lost}\n\n{shown}"
     text = readme.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    about = words.words.partition(" Losses in nats")[0]
-    generated = f"{BEGIN}\n{about}\n\n{render(table, '', readme.parent)[0]}\n{END}"
-    readme.write_text(before + generated + after, encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n{shown}\n{END}{after}", encoding="utf-8")
 
 
 def rich(words: str) -> str:

@@ -11,20 +11,29 @@ from .frame import Block, Experiment, Record, Table, Text, Training
 # First what the question is about, so that an interrupted run of all has it.
 KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", "adan", "lion", "mada_poor",
         "adam_poor", "mada_fs", "mada_rho0_fs", "medium_adam", "medium_mada")  # fmt: skip
+# Beside Adam: a MADA and where it starts, a MADA-FS and what it keeps the end of.
+PAIRS = (("mada_rho0", "avgrad"), ("mada_fs", "mada"), ("mada_rho0_fs", "mada_rho0"), ("mada_poor", "adam_poor"))
 
 
 def runs(scale: str) -> Sequence[Training]:
     return language.runs(scale, KEYS)
 
 
+Losses = dict[str, dict[str, dict[int, float]]]  # by kind of loss, row and seed
+
+
+def losses_of(records: dict[str, Record], kinds: Sequence[str] = ("val_loss", "train_loss")) -> Losses:
+    found = language.by_row(records)
+    return {
+        kind: {key: {seed: record["final"][kind] for seed, record in seeds.items()} for key, seeds in found.items()}
+        for kind in kinds
+    }
+
+
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     rows = []
-    found = language.by_row(records)
-    losses = {
-        which: {key: {seed: record["final"][which] for seed, record in seeds.items()} for key, seeds in found.items()}
-        for which in ("val_loss", "train_loss")
-    }
-    for key, seeds in found.items():
+    losses = losses_of(records)
+    for key, seeds in losses["val_loss"].items():
         against = "medium_adam" if key.startswith("medium") else "adam"
         cells = [language.ROWS[key].label, str(len(seeds))]
         for which in ("val_loss", "train_loss"):
@@ -35,7 +44,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         rows.append(cells)
     header = ["optimizer", "n", "validation loss", "minus Adam's", "training loss", "training, minus Adam's",
               "paper's validation loss", "paper's, minus Adam's"]  # fmt: skip
-    return [
+    blocks: list[Block] = [
         Text(
             language.about(records) + " Losses in nats per token at the end; the training loss is the mean over the "
             "batches of the last tenth of the run. The paper's column is another model on another text: compare the "
@@ -43,6 +52,21 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         ),
         Table(header, rows),
     ]
+    return [*blocks, *between(losses)]
+
+
+def between(losses: Losses) -> Sequence[Block]:
+    """PAIRS, those of which there are seeds."""
+    rows = []
+    for key, against in PAIRS:
+        both = [paired(losses[which].get(against, {}), losses[which].get(key, {})) for which in losses]
+        if both[0]:
+            paper = language.PAPER_LOSS[key] - language.PAPER_LOSS[against]
+            pair = f"{language.ROWS[key].label} minus {language.ROWS[against].label}"
+            rows.append([pair, str(both[0].n), *map(str, both), f"{paper:+.4f}"])
+    header = ["pair", "n", "validation loss", "training loss", "paper's validation loss"]
+    words = "What learning adds, and what fixing its result does, paired over seeds:"
+    return [Text(words), Table(header, rows)] if rows else []
 
 
 EXPERIMENT = Experiment(

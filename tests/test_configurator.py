@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from configurator import ConfigError, HelpRequested, parse
+from configurator import ConfigError, HelpRequested, parse, read
 
 
 @dataclass(frozen=True)
@@ -154,3 +154,13 @@ def test_help_shows_every_field_with_its_meaning_and_the_value_it_would_have(tmp
     assert "--steps=77\n        how long (steps); a whole number" in text
     assert "--mode='a'\n        how; 'a' or 'b'" in text
     assert all(f"--{name}=" in text for name in Toy.__annotations__)
+
+
+def test_files_are_read_as_one_dict(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("steps = 5 * 8\nrate = 1\n")
+    (tmp_path / "b.py").write_text('"""Says more."""\nbase = "a.py"\nrate = 2e-3\nrates = {"x": 1 / 4}\n')
+    (tmp_path / "c.py").write_text("steps = None\n")
+    assert read([tmp_path / "b.py"]) == {"steps": 40, "rate": 2e-3, "rates": {"x": 0.25}}
+    assert read([tmp_path / "b.py", tmp_path / "c.py"])["steps"] is None
+    with pytest.raises(ConfigError, match=r"nothing\.py: cannot be read"):
+        read([tmp_path / "b.py", tmp_path / "nothing.py"])

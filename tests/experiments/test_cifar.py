@@ -19,6 +19,27 @@ def test_the_models_are_the_papers() -> None:
         assert sum(p.numel() for p in net.parameters()) == size
 
 
+def test_resnet9_has_the_notebooks_dropout() -> None:
+    torch.manual_seed(0)
+    net, x = cifar.resnet9(8), torch.randn(4, 3, 32, 32)
+    assert [type(layer).__name__ for layer in net][-4:] == ["MaxPool2d", "Flatten", "Dropout", "Linear"]
+    assert [layer.p for layer in net if isinstance(layer, torch.nn.Dropout)] == [0.2]
+    assert not torch.equal(net(x), net(x))  # masks differ
+    assert all(run.settings["dropout"] == 0.2 for run in table5.runs("laptop") if "resnet9" in run.name)
+    net.eval()
+    assert torch.equal(net(x), net(x))
+
+
+def test_a_seed_fixes_the_dropout_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, labels = torch.arange(40 * 3072).remainder(251).to(torch.uint8).view(40, 3, 32, 32), torch.arange(40) % 10
+    monkeypatch.setattr(cifar, "images", lambda train: (pixels, labels, "made up"))
+    run = next(run for run in table5.runs("laptop") if run.name == "cifar/resnet9-sgd-1")
+    options = run.settings["options"] | {"compile": False}
+    small = dict(run.settings) | {"images": 32, "batch_size": 8, "epochs": 2, "options": options}
+    first, again, without = (cifar.train(small | {"dropout": rate})["train_loss"] for rate in (0.2, 0.2, 0.0))
+    assert first == again != without
+
+
 def test_one_cycle_is_torchs() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=1001)

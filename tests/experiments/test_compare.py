@@ -30,8 +30,9 @@ def test_paired_differences_forget_what_the_seeds_share() -> None:
     assert str(result).startswith("-0.2000 [-0.4484, +0.0484], p = 0.07")
 
 
-def test_one_seed_is_no_test() -> None:
+def test_one_seed_is_no_test_and_two_are_none() -> None:
     assert str(paired({1: 2.0}, {1: 1.5})) == "-0.5000 (n = 1, no test)"
+    assert str(paired({1: 2.0, 2: 3.0}, {1: 1.5, 2: 2.5})) == "-0.5000 (n = 2, no test)"
     assert paired({1: 2.0}, {2: 1.5}) is None
     assert mean_and_spread([1.5]) == "1.5000"
     assert mean_and_spread([1.0, 2.0], digits=2) == "1.50 ± 0.71"

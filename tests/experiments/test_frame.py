@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+import configurator
 import data
 import experiments
-from experiments import EXPERIMENTS, figure8, frame, language, report, table3, table4
+import train
+from experiments import EXPERIMENTS, ablations, figure8, frame, language, on_train, report, table3, table4
 from experiments.__main__ import main, make
 from experiments.frame import ROOT, Computation, Evaluation, Training, distil, read, write
 
@@ -24,25 +27,35 @@ NAMES = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs and records in a folder of the test."""
+    """Runs, records and a config file in a folder of the test."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/a.py").write_text("batch_size = 2\ndevice = 'cpu'\n")
     monkeypatch.setattr(frame, "ROOT", tmp_path)
     monkeypatch.setattr(frame, "RECORDS", tmp_path / "records")
     return tmp_path
 
 
-def leave(run: Training, steps: int = 200, until: int | None = None, gain: float = 0.0, **config: object) -> None:
-    """What train.py leaves behind: a loss that falls to 1 - gain, coefficients that fall."""
+def leave(run: Training, until: int | None = None, gain: float = 0.0, **config: object) -> None:
+    """What train.py leaves behind: a loss that falls to 1 - gain, coefficients that fall, the last checkpoint."""
     run.out_dir.mkdir(parents=True, exist_ok=True)
-    steps = run.settings.get("max_iters", steps)
-    full = {"max_iters": steps, "dataset": "words", "batch_size": 2, "gradient_accumulation_steps": 1,
-            "block_size": 8, "dropout": 0.0, "out_dir": "x", **run.all_settings(), **config}  # fmt: skip
+    files = configurator.read([frame.ROOT / path for path in run.configs])
+    full = {"max_iters": 200, "dataset": "words", "gradient_accumulation_steps": 1, "block_size": 8, "out_dir": "x",
+            **files, **run.all_settings(), **config}  # fmt: skip
+    if run.coefficients_from:
+        full |= {name: read(run.coefficients_from)["final"][name] for name in NAMES}
+    steps = full["max_iters"]
     about = {"config": full, "commit": "abc", "parameters": 10, "device": "cpu"}
     (run.out_dir / "config.json").write_text(json.dumps(about))
     lines = ["step,tokens,seconds,train_loss,val_loss,lr,grad_norm," + ",".join((*NAMES, "h_beta1"))]
-    for step in range((until or steps) + 1):
+    last = steps if until is None else until
+    (run.out_dir / f"ckpt_{last:06d}.pt").write_text("x")
+    described = {"step": last, "val_loss": None, "size": 1, "sha256": "abc"}
+    (run.out_dir / f"ckpt_{last:06d}.json").write_text(json.dumps(described))
+    for step in range(last + 1):
         loss = 1 - gain + (steps - step) / steps
         lines.append(
-            f"{step},{step * 16},{step / 10},{loss if step else ''},{loss + 1 if step % 50 == 0 else ''},0.1,1,"
+            f"{step},{step * 16},{step / 10},{loss if step else ''},"
+            f"{loss + 1 if step % 50 == 0 or step == steps else ''},0.1,1,"
             + ",".join(f"{0.9 - step / 1000}" for _ in NAMES) + ",0.5"
         )  # fmt: skip
     (run.out_dir / "metrics.csv").write_text("\n".join(lines) + "\n")
@@ -84,12 +97,98 @@ def test_a_finished_run_is_recorded_and_not_run_again(elsewhere: Path, monkeypat
 
 
 def test_an_interrupted_run_goes_on(elsewhere: Path) -> None:
-    assert "--init_from=resume" not in RUN.command()
-    RUN.out_dir.mkdir(parents=True)
-    (RUN.out_dir / "ckpt_000050.json").write_text("{}")
     assert RUN.command()[1:] == [
-        "train.py", "config/a.py", "--seed=1", "--out_dir=out/laptop/try-1", "--init_from=resume"
+        "train.py", "config/a.py", "--seed=1", "--out_dir=out/laptop/try-1", "--init_from=auto"
     ]  # fmt: skip
+
+
+def test_a_run_without_its_last_checkpoint_is_not_finished(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or a kill between the last row and the save: an older checkpoint must not be measured for it."""
+    leave(RUN)
+    assert RUN.finished()
+    for kind in ("pt", "json"):
+        (RUN.out_dir / f"ckpt_000200.{kind}").rename(RUN.out_dir / f"ckpt_000150.{kind}")
+    (RUN.out_dir / "ckpt_000150.json").write_text('{"step": 150, "val_loss": 1.0, "size": 1, "sha256": "abc"}')
+    assert not RUN.finished() and not Evaluation(RUN, ("words",)).ready()
+    with pytest.raises(RuntimeError, match="no checkpoint of its last step, 200"):
+        on_train.training_loss(RUN.out_dir)
+    monkeypatch.setattr(frame, "call", lambda *_, also: 0)  # the disk is still full
+    with pytest.raises(RuntimeError, match="does not hold the last step and its checkpoint"):
+        RUN.execute({})
+    monkeypatch.setattr(frame, "call", lambda *_, also: leave(RUN) or 0)
+    RUN.execute({})
+    assert read(RUN) is not None
+
+
+def test_a_record_is_that_of_what_the_config_files_say_now(elsewhere: Path) -> None:
+    leave(RUN, device="cuda", compile=None, wandb_log=True)
+    RUN.execute({})
+    assert read(RUN) is not None  # where it was made, and who looked on, is not the run
+    (elsewhere / "config/a.py").write_text("batch_size = 3\n")
+    assert read(RUN) is None and not RUN.finished()
+    with pytest.raises(RuntimeError, match=r"batch_size=2, not 3: move it away"):
+        RUN.execute({})
+    (elsewhere / "config/a.py").write_text("batch_size = 2\nrho = 0.5\n")
+    assert read(RUN) is None
+
+
+def test_a_folder_that_is_in_the_way_fails_its_run_alone(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale, torn, good = (replace(RUN, name=name) for name in ("stale-1", "torn-1", "good-1"))
+    evaluations = [Evaluation(stale, ("words",)), Evaluation(torn, ("words",))]
+    for run in (stale, torn, good):
+        leave(run)
+    leave(stale, seed=2)
+    (torn.out_dir / "config.json").write_text('{"config": {"seed": 1}}')
+    monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
+    experiment = replace(table3.EXPERIMENT, runs=lambda scale: [stale, torn, good, *evaluations])
+    assert make([experiment], "laptop", "*", 1) == 1
+    out = capsys.readouterr().out
+    assert "stale-1 holds a run with seed=2, not 1: move it away" in out
+    assert re.search(r"torn-1: .*config.json cannot be read: move .*torn-1 away", out)
+    assert "good-1: recorded in records/laptop/good-1.json" in out
+    assert "stale-1-perplexity: not made" in out
+
+
+def test_a_run_that_diverged_is_recorded_as_that(elsewhere: Path, corpus: str) -> None:
+    (elsewhere / "train.py").symlink_to(ROOT / "train.py")
+    settings = {"dataset": corpus, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "max_iters": 50,
+                "gradient_accumulation_steps": 1, "log_interval": 1, "max_refused": 3, "warmup_iters": 0,
+                "learning_rate": 1e30, "compile": False}  # fmt: skip
+    run = Training("lost-1", "laptop", ("config/a.py",), settings, on_train=True)
+    run.execute({})
+    record = read(run)
+    assert record is not None and record["final"]["diverged"] and 3 < record["final"]["step"] < 50
+    fixed = Training("fs-1", "laptop", ("config/a.py",), {"seed": 1}, coefficients_from=run)
+    assert not fixed.ready() and not Evaluation(run, ("words",)).ready()
+    whole, words = frame.parted({"lost-1": record, "try-2": {"final": {"val_loss": 1.0}}})
+    assert list(whole) == ["try-2"]
+    assert words == f"Diverged, and left out of everything below: lost-1 (step {record['final']['step']:g})."
+
+
+def test_a_loss_that_is_no_number_is_never_recorded_as_one(elsewhere: Path) -> None:
+    leave(RUN)
+    path = RUN.out_dir / "metrics.csv"
+    lines = path.read_text().splitlines()
+    refused = lines[195].split(",")
+    refused[3] = "nan"  # the training loss of one step
+    lines[195] = ",".join(refused)
+    path.write_text("\n".join(lines) + "\n")
+    record = distil(RUN)
+    assert record is not None and record["final"]["train_loss"] == pytest.approx(1 + 9.5 / 200, abs=1e-3)
+    last = lines[-1].split(",")
+    last[4] = "inf"  # the last validation
+    path.write_text("\n".join([*lines[:-1], ",".join(last)]) + "\n")
+    record = distil(RUN)
+    assert record is not None and record["final"] == {"diverged": True, "step": 200}
+    assert not Evaluation(RUN, ("words",)).ready()
+    with pytest.raises(ValueError, match="JSON"):
+        write(RUN.path, {"final": {"val_loss": math.nan}})
+    computation = Computation("vision", "laptop", "table5", lambda settings: {"final": {"loss": math.nan}, "curve": []})
+    computation.compute()
+    record = read(computation)
+    assert record is not None and record["final"] == {"diverged": True} and "curve" not in record
 
 
 def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
@@ -140,22 +239,29 @@ def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
     assert isinstance(text, frame.Text) and text.words.startswith("From the weights of gpt2-xl: 1,016 parameters")
 
 
-def test_what_ends_the_command_ends_the_runs_under_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_what_ends_the_command_ends_the_runs_under_way(tmp_path: Path, number: int) -> None:
+    """And what they started themselves, as appendix D's do."""
+    sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}"
     program = (
         "import pathlib, sys; import experiments.__main__ as command; from experiments import frame\n"
-        "child = [sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(100)']\n"
+        f"child = [sys.executable, '-c', {start!r}]\n"
         f"command.make = lambda *given: frame.call(child, pathlib.Path({str(tmp_path / 'log')!r}), {{}})\n"
         "sys.exit(command.main(['run', 'all']))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not ((log := tmp_path / "log").exists() and log.read_text().endswith("\n")):
+    while not ((log := tmp_path / "log").exists() and log.read_text().count("\n") == 2):
         assert process.poll() is None
         time.sleep(0.05)
-    process.terminate()
+    process.send_signal(number)
     assert "goes on from here" in process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(log.read_text()), 0)
+    for pid in log.read_text().split():
+        until = time.monotonic() + 10  # the grandchild is init's to bury
+        while (status := Path(f"/proc/{pid}/status")).exists() and "State:\tZ" not in status.read_text():
+            assert time.monotonic() < until, f"{pid} is still there"
+            time.sleep(0.05)
 
 
 def test_a_run_that_fails_says_why(elsewhere: Path) -> None:
@@ -180,12 +286,24 @@ def test_what_needs_the_folder_of_a_run_waits_for_it(elsewhere: Path, monkeypatc
 
 
 def test_fixed_coefficients_come_from_the_finished_run(elsewhere: Path) -> None:
-    fixed = Training("fs-1", "laptop", ("config/a.py",), {"seed": 1}, coefficients_from=RUN.name)
-    assert not fixed.ready()
+    fixed = Training("fs-1", "laptop", ("config/a.py",), {"seed": 1}, coefficients_from=RUN)
+    assert not fixed.ready() and not fixed.finished()
     leave(RUN)
     RUN.execute({})
     assert fixed.ready()
     assert "--coefficients_from=records/laptop/try-1.json" in fixed.command()
+    assert frame.LEARNABLE == train.COEFFICIENTS
+    leave(fixed)
+    fixed.execute({})
+    assert read(fixed) is not None
+    other = json.loads(RUN.path.read_text())
+    other["final"]["rho"] = 0.123  # made again, the source ended elsewhere
+    write(RUN.path, other)
+    assert read(fixed) is None and not fixed.finished()
+    with pytest.raises(RuntimeError, match=r"rho=0\.7, not 0\.123"):
+        fixed.execute({})
+    (elsewhere / "config/a.py").write_text("batch_size = 3\n")
+    assert not fixed.ready()  # the record of the source is that of other settings
 
 
 def test_records_keep_six_digits(tmp_path: Path) -> None:
@@ -201,6 +319,85 @@ def test_every_run_has_its_files_and_a_name_of_its_own() -> None:
                 assert runs.setdefault(run.name, run.identity) == run.identity, run.name
                 for config in getattr(run, "configs", ()):
                     assert (ROOT / config).is_file(), config
+
+
+def test_every_run_is_one_that_train_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all scales: nobody can try those of the others here."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.chdir(ROOT)
+    runs = {run.path: run for scale in frame.SCALES for e in EXPERIMENTS.values() for run in e.runs(scale)}
+    seen = {}  # what differs in the seed alone, or in the betas of a fine grid, is tried once
+    for run in runs.values():
+        if isinstance(run, Training):
+            few = run.settings | {"seed": 0} | ({"beta1": 0, "beta2": 0} if run.scale == "paper" else {})
+            seen[(run.scale, run.configs, str(few), run.coefficients_from is None)] = run
+    assert len(seen) > 60
+    for run in seen.values():
+        command = run.command()
+        cfg = train.parse(train.Config, command[command.index("train.py") + 1 :], train.check, run.name)
+        assert cfg.device == ("cpu" if run.scale == "laptop" else "auto"), run.name
+        assert cfg.max_iters > cfg.warmup_iters
+
+
+def test_the_grid_of_a_gpu_is_the_papers_but_coarser() -> None:
+    here = [run for run in figure8.runs("gpu") if isinstance(run, Training)]
+    there = {run.configs for run in figure8.runs("paper") if isinstance(run, Training)}
+    assert {run.configs for run in here} == there and {*here[0].settings} == {"beta1", "beta2", "seed"}
+    assert configurator.read([ROOT / "config/shakespeare_char.py"])["max_iters"] == 5000
+
+
+def test_lions_rate_is_a_quarter_of_its_scales() -> None:
+    for scale, (overlay, *_) in ablations.SCALES.items():
+        rates = configurator.read([ROOT / "config" / f"{overlay}.py"])
+        assert ablations.QUARTER[scale] == {name: rates[name] / 4 for name in ("learning_rate", "min_lr")}
+        for run in ablations.runs(scale):
+            quarter = "learning_rate" in run.settings and isinstance(run, Training)
+            assert quarter == ("lion-" in run.name and "no_lion" not in run.name)
+
+
+def test_the_runs_of_micro_batches_have_the_size_of_the_others() -> None:
+    said = configurator.read([ROOT / "config/shakespeare_char.py", ROOT / "config/tiny.py"])
+    tiny = ablations.TINY
+    same = {"max_iters": "steps", "warmup_iters": "warmup", **{name: name for name in (
+        "block_size", "batch_size", "learning_rate", "min_lr", "weight_decay")}}  # fmt: skip
+    assert {name: tiny[mine] for name, mine in same.items()} == {name: said[name] for name in same}
+    for part, names in (("model", ("n_layer", "n_head", "n_embd")), ("optimizer", ("beta1", "beta2", "eps", "hyper_lr",
+                                                                                   "hyper_momentum"))):  # fmt: skip
+        assert {name: tiny[part][name] for name in names} == {name: said[name] for name in names}
+
+
+def test_no_more_windows_are_said_than_there_are() -> None:
+    class Some:
+        name = "some"
+
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        def __len__(self) -> int:
+            return self.size
+
+    for tokens, batch, block in ((1_003_854, 12, 64), (1_003_854, 64, 256), (301_966, 4, 1024)):
+        used = len(data.val_starts(Some(tokens), block, on_train.EVALUATION_BATCHES * batch))  # type: ignore[arg-type]
+        assert re.match(rf"(all )?{used:,} windows of {block} tokens", on_train.windows(batch, block, tokens))
+    assert on_train.windows(12, 64, None).startswith("up to 2,400 windows")
+    assert on_train.windows(64, 256, 1_003_854).startswith("all 3,921 windows")
+
+
+def test_what_is_timed_runs_last_and_alone(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    done = []
+
+    def execute(self: Computation, environment: dict[str, str]) -> None:
+        done.append((self.name, environment["OMP_NUM_THREADS"], environment["CUDA_VISIBLE_DEVICES"]))
+
+    monkeypatch.setattr(Computation, "execute", execute)
+    runs = [Computation(name, "laptop", "x", dict, alone=name.startswith("cost")) for name in ("cost/1", "a", "cost/2")]
+    assert make([replace(table3.EXPERIMENT, runs=lambda scale: runs)], "laptop", "*", 4) == 0
+    assert done == [("a", "2", ""), ("cost/1", "8", ""), ("cost/2", "8", "")]
+    assert all(run.alone for run in EXPERIMENTS["appendix_d"].runs("laptop"))
+    assert runs[0].identity != runs[1].identity  # a time from beside others is no record of it
 
 
 def test_the_papers_numbers_have_rows() -> None:
@@ -230,9 +427,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         real = frame.RECORDS
         patch.setattr(frame, "ROOT", folder)
         patch.setattr(frame, "RECORDS", folder / "records")
+        (folder / "config").symlink_to(ROOT / "config")
         for experiment in EXPERIMENTS.values():
             for run in experiment.runs("laptop"):
-                if isinstance(run, Training):
+                if isinstance(run, Training) and run.name == "grid/adam-0.99-0.99":
+                    leave(run)
+                    record = distil(run, gave_up=True)
+                    assert record is not None
+                    write(run.path, record)
+                elif isinstance(run, Training):
                     leave(run, gain=0.25 if run.name.startswith("mada-") else run.settings.get("beta1", 0) / 10)
                     run.execute({})
                 elif isinstance(run, Computation) and (real / "laptop" / f"{run.name}.json").is_file():
@@ -246,6 +449,10 @@ def test_the_report_shows_the_records(built: Path) -> None:
     markdown = (built / "report.md").read_text()
     assert "| MADA | 3 | 1.7500 ± 0.0000 | -0.2500 [-0.2500, -0.2500], p < 0.0001 |" in markdown
     assert "| 2.8806 | -0.0150 |" in markdown
+    assert "| MADA-FS minus MADA | 3 | +0.0000 [" not in markdown  # the made-up ones do not gain what MADA does
+    assert "| MADA-FS minus MADA | 3 | +0.2500 [+0.2500, +0.2500], p < 0.0001 |" in markdown
+    assert re.search(r"\| Adam \| 1\.0\d+ \| .* \| diverged \| 11 of 12 \| \d+% \| 0\.94 at", markdown)
+    assert "2,400 windows of 64 tokens of the training split" in markdown
     for picture in re.findall(r"\]\((figures/.*?)\)", markdown):
         assert (built / picture).stat().st_size > 5000
     page = (built / "report.html").read_text()
@@ -254,7 +461,40 @@ def test_the_report_shows_the_records(built: Path) -> None:
     assert len(page) < 1_000_000
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_any_one_record_is_enough_to_show(name: str, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "ROOT", built)
+    monkeypatch.setattr(frame, "RECORDS", built / "records")
+    found = frame.parted(frame.records(EXPERIMENTS[name].runs("laptop")))[0]
+    kinds = {path.rpartition("-")[0]: path for path in found}  # one of each
+    for path in kinds.values():
+        assert EXPERIMENTS[name].show("laptop", {path: found[path]})
+
+
+def test_gpt2_is_shown_beside_the_paper(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "ROOT", built)
+    monkeypatch.setattr(frame, "RECORDS", built / "gpu")
+    runs = EXPERIMENTS["gpt2"].runs("gpu")
+    for run in runs[:3]:
+        assert isinstance(run, Training)
+        leave(run)
+        run.execute({})
+    words, table, figure = EXPERIMENTS["gpt2"].show("gpu", frame.records(runs))
+    assert isinstance(words, frame.Text) and "60 sequences a step, 300 steps" in words.words
+    assert isinstance(table, frame.Table) and [row[0] for row in table.rows] == ["Adam", "Adan", "HyperAdam"]
+    assert isinstance(figure, frame.Figure) and len(report.picture(figure)) > 5000
+
+
+def test_all_devices_are_named() -> None:
+    record = {"config": {"batch_size": 2, "gradient_accumulation_steps": 3, "block_size": 4, "max_iters": 5,
+                         "dataset": "words"}, "parameters": 6}  # fmt: skip
+    found = {device: record | {"device": device} for device in ("cuda:0", "cpu")}
+    assert language.about(found).endswith("on cpu and cuda:0.")
+
+
 def test_the_readme_has_the_tables_main_columns(elsewhere: Path) -> None:
+    (elsewhere / "config").rename(elsewhere / "other")
+    (elsewhere / "config").symlink_to(ROOT / "config")
     for run in EXPERIMENTS["table2"].runs("laptop"):
         if run.name in ("adam-1", "mada-1"):
             assert isinstance(run, Training)
@@ -262,6 +502,9 @@ def test_the_readme_has_the_tables_main_columns(elsewhere: Path) -> None:
             run.execute({})
     readme = elsewhere / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    nothing = replace(EXPERIMENTS["table2"], runs=lambda scale: ())
+    report.refresh_readme(nothing, readme)
+    assert "No run of table 2 is recorded." in readme.read_text()
     report.refresh_readme(EXPERIMENTS["table2"], readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
@@ -279,7 +522,7 @@ def test_the_command_lists_what_is_missing(elsewhere: Path, capsys: pytest.Captu
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [*EXPERIMENTS, "all"]
-    assert "0/36, 61 min to go" in lines[1]
+    assert "0/36, 2 h to go" in lines[1]
 
 
 def test_the_papers_scale_prints_commands(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
