@@ -32,7 +32,7 @@ def training_loss(out_dir: Path) -> float:
     config = about["config"]
     if not saved_last(out_dir, config["max_iters"]):
         raise RuntimeError(f"{out_dir} has no checkpoint of its last step, {config['max_iters']}")
-    device = "cuda" if str(about["device"]).startswith("cuda") and torch.cuda.is_available() else "cpu"
+    device = "cuda" if about["device"] != "cpu" and torch.cuda.is_available() else "cpu"
     model = open_subject(str(out_dir), "newest").model.to(device)
     tokens, B, T = open_dataset(config["dataset"]).train, config["batch_size"], config["block_size"]
     return mean_loss(model, tokens, val_starts(tokens, T, EVALUATION_BATCHES * B), B)
