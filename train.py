@@ -183,7 +183,7 @@ def settled(cfg: Config) -> Config:
     """The config with the coefficients of `coefficients_from`, if any. Raises ConfigError."""
     if cfg.coefficients_from is None:
         return cfg
-    found: dict[str, Any] = final_coefficients(cfg.coefficients_from, COEFFICIENTS)
+    found: dict[str, Any] = final_coefficients(cfg.coefficients_from, COEFFICIENTS, tiny_optimizer(cfg).table)
     cfg = dataclasses.replace(cfg, **found)
     for _, problem in check(cfg):
         raise ConfigError(f"coefficients_from={cfg.coefficients_from!r}: {problem}")

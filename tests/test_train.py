@@ -286,6 +286,10 @@ def test_a_run_starts_from_the_coefficients_that_another_ended_with(small: list[
             assert {name: float(row[name]) for name in final} == final
     problem = refused([*small, f"--coefficients_from={record}", "--optimizer=adam", "--hyper_lr=None"], capsys)
     assert "no coefficient 'beta3'" in problem
+    adam = [*small, f"--out_dir={tmp_path / 'adam'}", "--optimizer=adam", "--hyper_lr=None", "--max_iters=2"]
+    assert train.main(adam) == 0
+    problem = refused([*small, f"--coefficients_from={tmp_path / 'adam'}"], capsys)
+    assert problem.endswith("/adam' has no beta3, rho, c, gamma: it is a run of adam")
     assert train.main([*small, "--max_iters=2", f"--out_dir={tmp_path / 'half'}"]) == 0
     config = tmp_path / "half" / "config.json"
     config.write_text(config.read_text().replace('"max_iters": 2', '"max_iters": 3'))
