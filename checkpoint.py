@@ -173,18 +173,7 @@ def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")
     """
     path = checkpoint.path
     try:
-        if path.is_dir():
-            content = _load_shards(checkpoint, parts)
-            if content.get("format") != FORMAT:
-                raise CheckpointError(f"{path} is no checkpoint of this project (its format is not {FORMAT!r})")
-            return content
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != checkpoint.sha256:
-                raise CheckpointError(f"{path} is damaged (sha256 {digest[:12]}..., not {checkpoint.sha256[:12]}... of "
-                                      "its json)")
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _load_shards(checkpoint, parts) if path.is_dir() else _load_file(checkpoint)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
     except CheckpointError:
@@ -194,6 +183,16 @@ def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this project (its format is not {FORMAT!r})")
     return content
+
+
+def _load_file(checkpoint: Checkpoint) -> Any:
+    with checkpoint.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != checkpoint.sha256:
+            raise CheckpointError(f"{checkpoint.path} is damaged (sha256 {digest[:12]}..., not "
+                                  f"{checkpoint.sha256[:12]}... of its json)")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _load_shards(checkpoint: Checkpoint, parts: tuple[str, ...]) -> dict[str, Any]:

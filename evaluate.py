@@ -125,9 +125,12 @@ def measure(protocol: str, dataset: str, cfg: Config, subject: Subject, world: W
     label = f"{protocol} {dataset}/{split}"
     scores = perplexity.score(subject.model, stream, windows, cfg.batch_size, world, label, look=last_word)
     nll, tokens = math.fsum(scores.nll), int(windows.scored.sum())  # nats; fsum: exact, in any order
-    per, count = {True: ("last word", len(scores.nll))}.get(
-        last_word, ("word", stream.words) if protocol == "lm_eval" else ("token", tokens)
-    )
+    if last_word:
+        per, count = "last word", len(scores.nll)
+    elif protocol == "lm_eval":
+        per, count = "word", stream.words
+    else:
+        per, count = "token", tokens
     seconds = time.perf_counter() - begun
     return {
         "protocol": protocol,
