@@ -1,7 +1,7 @@
 """Train a GPT, on one CPU core or on many GPUs, with an optimizer that may learn its own coefficients.
 
     python train.py config/quickstart.py
-    python train.py config/quickstart.py --optimizer=adam --out_dir=out/adam
+    python train.py config/quickstart.py --optimizer=adam --hyper_lr=None --hyper_momentum=0.0 --out_dir=out/adam
     python train.py config/quickstart.py --init_from=auto
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py
     python train.py --help
@@ -36,7 +36,7 @@ from checkpoint import CheckpointError
 from configurator import ConfigError, HelpRequested, parse
 from data import DataError, Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE, GPTConfig, peak_flops
-from optim import build_optimizer
+from optim import OPTIMIZERS, build_optimizer
 from parallel import World
 from record import Recorder, claim, final_coefficients
 from spikes import Diverged, GoBack, Spikes
@@ -176,7 +176,18 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
         tiny_optimizer(cfg)
     except (ValueError, TypeError) as error:
         names = "optimizer learning_rate hyper_lr hyper_momentum hyper_start hyper_clip order " + " ".join(COEFFICIENTS)
-        yield names, str(error)
+        yield names, ": ".join([str(error), *left_over(cfg)])
+
+
+def left_over(cfg: Config) -> Iterator[str]:
+    """What to add to a command line whose config file speaks of coefficients that the optimizer does not have."""
+    rule = OPTIMIZERS[cfg.optimizer]
+    others = {*COEFFICIENTS} - {*rule.table, *rule.constants}
+    add = [f"--{name}=None" for name in COEFFICIENTS if name in others and getattr(cfg, name) is not None]
+    add += ["--hyper_lr=None"] * bool(others & {*(cfg.hyper_lr or ())})
+    add += ["--hyper_momentum=0.0"] * (isinstance(cfg.hyper_momentum, dict) and bool(others & {*cfg.hyper_momentum}))
+    if add:
+        yield f"for {cfg.optimizer} add {' '.join(add)}"
 
 
 def settled(cfg: Config) -> Config:
@@ -185,8 +196,10 @@ def settled(cfg: Config) -> Config:
         return cfg
     found: dict[str, Any] = final_coefficients(cfg.coefficients_from, COEFFICIENTS, tiny_optimizer(cfg).table)
     cfg = dataclasses.replace(cfg, **found)
-    for _, problem in check(cfg):
-        raise ConfigError(f"coefficients_from={cfg.coefficients_from!r}: {problem}")
+    try:
+        tiny_optimizer(cfg)
+    except ValueError as error:
+        raise ConfigError(f"coefficients_from={cfg.coefficients_from!r}: {error}") from None
     return cfg
 
 

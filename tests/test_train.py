@@ -26,6 +26,8 @@ from model import GPT, GPTConfig
 from parallel import World
 
 ROOT = Path(train.__file__).parent
+TINY = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=2", "--eval_iters=2",
+        "--device=cpu", "--compile=False"]  # fmt: skip
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)
 
 
@@ -233,6 +235,14 @@ def test_bad_input_is_refused_in_one_line(
     line = refused([*small, *arguments], capsys)
     assert message in line and "\n" not in line
     assert not (tmp_path / "run").exists()
+
+
+def test_another_optimizer_is_told_what_to_leave_out_of_its_config_file(corpus: str, tmp_path: Path, capsys) -> None:
+    run = [f"{ROOT}/config/shakespeare_char.py", "--rho=0.5", "--optimizer=adam", f"--dataset={corpus}", "--max_iters=1",
+           f"--out_dir={tmp_path / 'run'}", *TINY]  # fmt: skip
+    line = refused(run, capsys)
+    assert line.endswith(": for adam add --rho=None --hyper_lr=None --hyper_momentum=0.0") and "\n" not in line
+    assert train.main([*run, *line.partition(" add ")[2].split()]) == 0
 
 
 def test_all_mistakes_of_a_command_line_are_reported_together(small: list[str], capsys) -> None:
