@@ -233,7 +233,6 @@ def write(path: Path, subject: Subject, rows: list[dict[str, Any]]) -> None:
 
 def main(argv: list[str]) -> int:
     """The command line. Exit code 0: done; 2: a mistake to put right; 130: interrupted."""
-    is_first = os.environ.get("RANK", "0") == "0"
     try:
         cfg = parse(Config, argv, check, "evaluate.py")
         world = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout)
@@ -244,8 +243,7 @@ def main(argv: list[str]) -> int:
     except HelpRequested as text:
         print(text)
     except (ConfigError, DataError, CheckpointError) as error:
-        if is_first:
-            print(f"evaluate.py: {error}", file=sys.stderr)
+        parallel.complain("evaluate.py", error)
         return 2
     except KeyboardInterrupt:
         return 130

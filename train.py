@@ -543,8 +543,7 @@ def main(argv: list[str]) -> int:
     except HelpRequested as text:
         print(text)
     except (ConfigError, DataError, CheckpointError) as error:  # any other ValueError is a bug with its traceback
-        if is_first:
-            print(f"train.py: {error}", file=sys.stderr)
+        parallel.complain("train.py", error)
         return 2
     except Diverged as error:
         if is_first:

@@ -238,8 +238,8 @@ def test_bad_input_is_refused_in_one_line(
 
 
 def test_another_optimizer_is_told_what_to_leave_out_of_its_config_file(corpus: str, tmp_path: Path, capsys) -> None:
-    run = [f"{ROOT}/config/shakespeare_char.py", "--rho=0.5", "--optimizer=adam", f"--dataset={corpus}", "--max_iters=1",
-           f"--out_dir={tmp_path / 'run'}", *TINY]  # fmt: skip
+    run = [f"{ROOT}/config/shakespeare_char.py", "--rho=0.5", "--optimizer=adam", "--max_iters=1", *TINY,
+           f"--dataset={corpus}", f"--out_dir={tmp_path / 'run'}"]  # fmt: skip
     line = refused(run, capsys)
     assert line.endswith(": for adam add --rho=None --hyper_lr=None --hyper_momentum=0.0") and "\n" not in line
     assert train.main([*run, *line.partition(" add ")[2].split()]) == 0
