@@ -39,6 +39,11 @@ class World:
         if self.watch:
             self.watch.at(step)
 
+    @property
+    def card(self) -> str:
+        """The GPU as its maker calls it, or "cpu"."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 

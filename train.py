@@ -389,9 +389,9 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
         if full and not saved:  # a run that has begun tries: where a save fails it goes on
             raise ConfigError(full)
         recorder = Recorder(dataclasses.asdict(cfg), optimizer, start if saved else None,
-                            processes=world.size, device=str(world.device), dtype=str(world.dtype),
+                            processes=world.size, device=world.card, dtype=str(world.dtype),
                             parameters=model.num_parameters(), skipped=spikes.skipped)
-        recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.device.type}")
+        recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
         if pretrained:
             recorder.say(f"weights of {cfg.weights}: {cfg.n_layer} layers of {cfg.n_embd} features, the first "
                          f"{cfg.block_size} positions, {model_config.vocab_size} tokens in "
@@ -415,7 +415,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
     run = begin(cfg, world, back)
     cfg, model, optimizer, recorder, spikes = run.cfg, run.model, run.optimizer, run.recorder, run.spikes
     tokens_per_step = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
-    peak = peak_flops(world.device)
+    peak = peak_flops(world.device, world.dtype)
     earlier = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
     val_loss, best_val = earlier[-1] if earlier else math.nan, min(earlier, default=math.inf)
     loss = torch.tensor(0.0 if run.unmeasured is None or world.rank else run.unmeasured, device=world.device)
