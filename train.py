@@ -352,13 +352,18 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     cfg, model_config = settle(cfg, weights, saved, dataset.vocab_size)
     tiny = tiny_optimizer(cfg)
     identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer, "learned": list(tiny.learned)}
-    changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg)) if saved else []
+    changes = []
+    if saved:
+        changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg))
+        before = dataclasses.replace(cfg, **{k: v for k, v in saved["config"].items() if hasattr(cfg, k)})
+        was, now = learning_rate(start + 1, before), learning_rate(start + 1, cfg)
+        if was != now:
+            changes.append(f"so the learning rate of step {start + 1} is {now:.3g} (was {was:.3g})")
     state = memory.state_bytes(tiny)
     need = memory.needed(model_config, cfg.batch_size, state, world.size, cfg.parallel, world.dtype, cfg.recompute)
     compiled = cfg.compile is not False and (cfg.compile or world.device.type == "cuda")
     if too_much := memory.problem(need, world.device, compiled):
-        raise ConfigError(f"{too_much}: lower batch_size={cfg.batch_size}, set --recompute, or spread the model over "
-                          "more processes with --parallel=fsdp")
+        raise ConfigError(f"{too_much}: {memory.advice(cfg.batch_size)}")
     pretrained = cfg.weights is not None and not saved
     model = load_weights(cfg) if pretrained else None  # which may refuse, so before anything is moved
     named = init_from.endswith(checkpoint.KINDS)
@@ -379,6 +384,7 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     optimizer: Any = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), **arguments)
     if saved:
         checkpoint.restore(saved, model, optimizer)
+    optimizer.zero_grad(set_to_none=False)  # views of its flat buffer: otherwise the first step would hold all twice
 
     spikes = Spikes(**saved.get("spikes", {})) if saved else Spikes()
     if back:
@@ -431,7 +437,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
                 group["lr"] = lr
             loss = accumulate(run.averaging, run.dataset.train, spikes.batch(step), cfg, world)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=False)  # the gradients stay views of the optimizer's flat buffer
+            optimizer.zero_grad(set_to_none=False)  # they stay views of the optimizer's flat buffer
             if recorder:
                 recorder.step()
             signals.wait_for_boundaries()
@@ -536,6 +542,9 @@ def main(argv: list[str]) -> int:
                         break
                     except GoBack as spike:
                         back = spike.with_traceback(None)  # which holds the model and optimizer that are given up
+                    except torch.OutOfMemoryError as error:
+                        reason = str(error).partition(". GPU")[0]
+                        raise ConfigError(f"{reason}: {memory.advice(cfg.batch_size)}") from None
                     except RuntimeError as error:
                         raise world.explain(error) from None
             finally:

@@ -156,6 +156,7 @@ def test_checkpoints_of_parts(corpus: str, tmp_path: Path, capsys) -> None:
         (2, argv("alone"), ALONE),
     )
     said = whole["said"]
+    assert "UserWarning" not in said
     for answer in (whole, four, two, one, again, full, resumed, low):
         assert set(answer["codes"]) == {0}, said
 
