@@ -18,6 +18,7 @@ import torch
 from outcomes import rows, same, without_seconds
 
 import checkpoint
+import export
 import huggingface
 import sample
 import train
@@ -196,6 +197,19 @@ def test_a_run_starts_with_weights_and_goes_on_without_them(
     assert line == "init_from='gpt2' and weights='gpt2-xl' are two starts"
 
 
+def test_runs_and_weights_are_told_apart(small: list[str], corpus: str, tmp_path: Path, capsys) -> None:
+    tokens = open_dataset(corpus).vocab_size
+    weights, back = tmp_path / "weights", tmp_path / "back"
+    huggingface.save(GPT(GPTConfig(block_size=16, vocab_size=tokens, n_layer=1, n_head=1, n_embd=4)), weights)
+    assert export.main([f"--folder={weights}", "--from_folder", f"--out_dir={back}", f"--dataset={corpus}"]) == 0
+    line = refused([*small, f"--out_dir={back}", "--init_from=auto"], capsys)
+    assert line.endswith(f" and no run to go on with: start one in another out_dir with --weights={weights}")
+    assert train.main([*small, "--max_iters=1"]) == 0
+    line = refused([*small, f"--init_from={tmp_path / 'run'}", f"--out_dir={tmp_path / 'other'}"], capsys)
+    assert line.startswith(f"{tmp_path / 'run'} is a run of train.py, not") and "--init_from=resume" in line
+    assert not (tmp_path / "other").exists()
+
+
 def refused(argv: list[str], capsys) -> str:
     """The one message of a run that is refused before it does anything."""
     capsys.readouterr()
@@ -270,8 +284,8 @@ def test_a_checkpoint_is_resumed_by_its_own_model_and_optimizer_only(
     assert files == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     monkeypatch.setattr(train, "GPT", GPT)
     assert train.main([*resume, "--max_iters=8", "--learning_rate=0.5"]) == 0
-    said = "resuming after step 6, max_iters=8 (was 6), eval_interval=6 (was 3), learning_rate=0.5 (was 0.01)"
-    assert said in capsys.readouterr().out
+    said = "resuming after step 6, max_iters=8 (was 6), eval_interval=6 (was 3), learning_rate=0.5 (was 0.01), "
+    assert said + "so the learning rate of step 7 is 0.251 (was 0.001)\n" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_refused(small: list[str], tmp_path: Path, capsys) -> None:
