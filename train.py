@@ -290,12 +290,6 @@ def weights_of(cfg: Config) -> str | None:
     return cfg.weights or (cfg.init_from if named else None)
 
 
-def load_weights(cfg: Config) -> GPT:
-    """The model of `weights`, on the CPU."""
-    assert cfg.weights is not None
-    return huggingface.load(cfg.weights, cfg.vocab_multiple, cfg.dropout, cfg.block_size)
-
-
 def settle(cfg: Config, weights: str | None, saved: dict[str, Any] | None, vocab_size: int) -> tuple[Config, GPTConfig]:
     """The model's config, and the run's with that shape: of a run that starts, or once started, with `weights`, theirs.
 
@@ -352,20 +346,19 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     cfg, model_config = settle(cfg, weights, saved, dataset.vocab_size)
     tiny = tiny_optimizer(cfg)
     identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer, "learned": list(tiny.learned)}
-    changes = []
-    if saved:
-        changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg))
+    changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg)) if saved else []
+    if saved:  # another length stretches the cosine, and the rate jumps
         before = dataclasses.replace(cfg, **{k: v for k, v in saved["config"].items() if hasattr(cfg, k)})
         was, now = learning_rate(start + 1, before), learning_rate(start + 1, cfg)
-        if was != now:
-            changes.append(f"so the learning rate of step {start + 1} is {now:.3g} (was {was:.3g})")
+        changes += [f"so the learning rate of step {start + 1} is {now:.3g} (was {was:.3g})"] * (was != now)
     state = memory.state_bytes(tiny)
     need = memory.needed(model_config, cfg.batch_size, state, world.size, cfg.parallel, world.dtype, cfg.recompute)
     compiled = cfg.compile is not False and (cfg.compile or world.device.type == "cuda")
     if too_much := memory.problem(need, world.device, compiled):
         raise ConfigError(f"{too_much}: {memory.advice(cfg.batch_size)}")
-    pretrained = cfg.weights is not None and not saved
-    model = load_weights(cfg) if pretrained else None  # which may refuse, so before anything is moved
+    model: GPT | None = None
+    if cfg.weights and not saved:  # before anything is moved, as this may refuse
+        model = huggingface.load(cfg.weights, cfg.vocab_multiple, cfg.dropout, cfg.block_size)
     named = init_from.endswith(checkpoint.KINDS)
     elsewhere = named and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
     if world.rank == 0:
@@ -398,7 +391,7 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
                             processes=world.size, device=world.card, dtype=str(world.dtype),
                             parameters=model.num_parameters(), skipped=spikes.skipped)
         recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
-        if pretrained:
+        if cfg.weights and not saved:
             recorder.say(f"weights of {cfg.weights}: {cfg.n_layer} layers of {cfg.n_embd} features, the first "
                          f"{cfg.block_size} positions, {model_config.vocab_size} tokens in "
                          f"{model_config.padded_vocab_size} rows")
@@ -411,6 +404,26 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
                 recorder.say(full)
     return Run(cfg, dataset, model, net, averaging, optimizer, recorder, spikes, start, seconds, saved is not None,
                saved.get("pending_loss") if saved else None)  # fmt: skip
+
+
+def save(run: Run, world: World, step: int, val_loss: float | None, unmeasured: float | None, seconds: float) -> None:
+    """A checkpoint of the run after a step, by its first process, or by all that have a part of the model. Where that
+    fails it is said, and the run goes on."""
+    content = {
+        "config": dataclasses.asdict(run.cfg),
+        "model_config": dataclasses.asdict(run.model.config),
+        "model": run.model.state_dict(keep_vars=world.sharded),  # which tell what is tied
+        "optimizer": run.optimizer.state_dict(),
+        "seconds": seconds,
+        "pending_loss": unmeasured,
+        "spikes": dataclasses.asdict(run.spikes),
+    }
+    write = checkpoint.save_shards if world.sharded else checkpoint.save
+    try:
+        write(run.cfg.out_dir, step, val_loss, content, run.cfg.keep_checkpoints)
+    except OSError as error:
+        if run.recorder:
+            run.recorder.say(f"step {step} is not saved ({error.strerror}); the checkpoints before it are as they were")
 
 
 def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
@@ -490,22 +503,8 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
         due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
         save_now = leaving or last or due or is_best or (validate and cfg.always_save_checkpoint)
         if step and save_now and (recorder or world.sharded):
-            content = {
-                "config": dataclasses.asdict(cfg),
-                "model_config": dataclasses.asdict(model.config),
-                "model": model.state_dict(keep_vars=world.sharded),  # which tell what is tied
-                "optimizer": optimizer.state_dict(),
-                "seconds": run.seconds + time.perf_counter() - begun,
-                "pending_loss": train_loss if leaving and report else None,
-                "spikes": dataclasses.asdict(spikes),
-            }
-            save = checkpoint.save_shards if world.sharded else checkpoint.save
-            try:
-                save(cfg.out_dir, step, measured, content, cfg.keep_checkpoints)
-            except OSError as error:
-                failed = f"step {step} is not saved ({error.strerror}); the checkpoints before it are as they were"
-                if recorder:
-                    recorder.say(failed)
+            unmeasured = train_loss if leaving and report else None
+            save(run, world, step, measured, unmeasured, run.seconds + time.perf_counter() - begun)
         best_val = val_loss if is_best else best_val
         if leaving:
             world.sum(loss)  # nobody goes before the first process has saved: torchrun ends the others with the first
