@@ -151,14 +151,14 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
         if values[name] < 0:
             yield name, f"{name}={values[name]} must be 0 or more"
     choices = f"{', '.join(huggingface.RELEASED)} or a folder with config.json and model.safetensors"
-    if cfg.init_from not in STARTS and not cfg.init_from.endswith(checkpoint.KINDS) and not weights_of(cfg):
+    named = named_weights(cfg)
+    if cfg.init_from not in STARTS and not cfg.init_from.endswith(checkpoint.KINDS) and not named:
         yield "init_from", (f"init_from={cfg.init_from!r} must be scratch, resume, auto, the path of a ckpt_*.pt or "
                             f".shards, {choices}")  # fmt: skip
-    if cfg.weights is not None:
-        if not huggingface.known(cfg.weights):
-            yield "weights", f"weights={cfg.weights!r} must be {choices}"
-        elif weights_of(dataclasses.replace(cfg, weights=None)) not in (None, cfg.weights):
-            yield "init_from weights", f"init_from={cfg.init_from!r} and weights={cfg.weights!r} are two starts"
+    if cfg.weights is not None and not huggingface.known(cfg.weights):
+        yield "weights", f"weights={cfg.weights!r} must be {choices}"
+    elif cfg.weights and named not in (None, cfg.weights):
+        yield "init_from weights", f"init_from={cfg.init_from!r} and weights={cfg.weights!r} are two starts"
     if cfg.n_head > 0 and cfg.n_embd % cfg.n_head:
         yield "n_embd n_head", f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}"
     if not 0 <= cfg.dropout < 1:
@@ -284,10 +284,9 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
     return loss / (len(starts) * T)
 
 
-def weights_of(cfg: Config) -> str | None:
-    """The weights that a new run starts with, None: random ones."""
-    named = cfg.init_from not in STARTS and huggingface.known(cfg.init_from)
-    return cfg.weights or (cfg.init_from if named else None)
+def named_weights(cfg: Config) -> str | None:
+    """The weights that `init_from` names, if it names any."""
+    return cfg.init_from if cfg.init_from not in STARTS and huggingface.known(cfg.init_from) else None
 
 
 def settle(cfg: Config, weights: str | None, saved: dict[str, Any] | None, vocab_size: int) -> tuple[Config, GPTConfig]:
@@ -335,7 +334,7 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     dataset = open_dataset(cfg.dataset, prepare=True, verify=cfg.verify_data and world.rank == 0)
     for tokens in (dataset.train, dataset.val):
         val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
-    weights = weights_of(cfg)
+    weights = cfg.weights or named_weights(cfg)
     init_from = str(back.to.path) if back else "scratch" if cfg.init_from == weights else cfg.init_from
     saved, damaged = checkpoint.choose(init_from, cfg.out_dir)
     start, seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)

@@ -238,6 +238,7 @@ def refused(argv: list[str], capsys) -> str:
         (["--dataset=/no/where"], "/no/where"),
         (["--init_from=resume"], "no complete checkpoint in "),
         (["--init_from=gpt5"], "init_from='gpt5' must be scratch, resume, auto, the path of a ckpt_*.pt or .shards, "),
+        (["--init_from=gpt5", "--weights=gpt2"], "init_from='gpt5' must be scratch, resume, auto, the path of"),
         (["--weights=gpt5"], "weights='gpt5' must be gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder with"),
         (["--coefficients_from=/no/where"], "coefficients_from='/no/where' is neither the out_dir nor the record of a"),
         (["--out_dir=/dev/null/run"], "out_dir='/dev/null/run' cannot be written (Not a directory): choose another"),
