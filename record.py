@@ -67,7 +67,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 
-def final_coefficients(source: str, names: Collection[str], needed: Collection[str]) -> dict[str, float]:
+def final_coefficients(source: str, names: Collection[str], needed: Collection[str] = ()) -> dict[str, float]:
     """Those of `names` that a finished run ended with, from its folder or from its record (experiments/records).
 
     Raises:
