@@ -137,7 +137,7 @@ def device_problems(device: str) -> Iterator[tuple[str, str]]:
     elif device.startswith("cuda:") and int(device[5:]) >= gpus:
         yield "device", f"device={device!r}, but torch finds {gpus} here: cuda:0 to cuda:{gpus - 1}"
     elif resolve(device) != "cpu" and processes > gpus:
-        yield "device", (f"{processes} processes on this machine, but torch finds {gpus} GPUs: "
+        yield "device", (f"{processes} processes on this machine, but a GPU for {gpus} of them: "
                          f"use --nproc_per_node={gpus}, or --device=cpu")  # fmt: skip
 
 

@@ -113,8 +113,8 @@ def claim(folder: str, keep: int | None) -> None:
                      and int(re.sub(r"\D", "", path.stem) or 0) > keep}  # fmt: skip
             old = [path for path in out_dir.glob("ckpt_*") if path.name.partition(".")[0] in stems]
         if old:
-            numbers = [int(path.name[9:]) for path in out_dir.glob("previous-*") if path.name[9:].isdecimal()]
-            previous = out_dir / f"previous-{1 + max(numbers, default=0)}"
+            earlier = [re.fullmatch(r"previous-(\d+)", path.name) for path in out_dir.iterdir()]
+            previous = out_dir / f"previous-{1 + max((int(found[1]) for found in earlier if found), default=0)}"
             previous.mkdir()
             for path in old:
                 path.rename(previous / path.name)
