@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import torch
 
+from model import GPT, GPTConfig
 from optim.flat import part, share, whole
 
 KINDS = (".pt", ".shards")
@@ -165,6 +166,15 @@ def choose(init_from: str, out_dir: str | Path) -> tuple[dict[str, Any] | None, 
     return None, damaged
 
 
+def open_model(out_dir: str | Path, which: str) -> tuple[Checkpoint, dict[str, Any], GPT]:
+    """The "best" or "newest" checkpoint of a run, the run's config, and the model, in float32 on the CPU."""
+    chosen = best(out_dir) if which == "best" else newest(out_dir)
+    saved = load(chosen, ("model",))
+    model = GPT(GPTConfig(**saved["model_config"]))
+    model.load_state_dict(saved["model"])
+    return chosen, saved["config"], model
+
+
 def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, after its checksum was verified.
 
@@ -173,18 +183,7 @@ def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")
     """
     path = checkpoint.path
     try:
-        if path.is_dir():
-            content = _load_shards(checkpoint, parts)
-            if content.get("format") != FORMAT:
-                raise CheckpointError(f"{path} is no checkpoint of this project (its format is not {FORMAT!r})")
-            return content
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != checkpoint.sha256:
-                raise CheckpointError(f"{path} is damaged (sha256 {digest[:12]}..., not {checkpoint.sha256[:12]}... of "
-                                      "its json)")
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _load_shards(checkpoint, parts) if path.is_dir() else _load_file(checkpoint)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
     except CheckpointError:
@@ -194,6 +193,16 @@ def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this project (its format is not {FORMAT!r})")
     return content
+
+
+def _load_file(checkpoint: Checkpoint) -> Any:
+    with checkpoint.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != checkpoint.sha256:
+            raise CheckpointError(f"{checkpoint.path} is damaged (sha256 {digest[:12]}..., not "
+                                  f"{checkpoint.sha256[:12]}... of its json)")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _load_shards(checkpoint: Checkpoint, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -211,9 +220,12 @@ def changes(saved: dict[str, Any], identity: dict[str, Any], config: dict[str, A
     """The settings of a run that differ from those of the checkpoint that it goes on from.
 
     Another learning rate or length is the user's choice. Another `identity` (the model's config, `optimizer`, and the
-    names of the coefficients `learned`) is refused, before it takes any memory.
+    names of the coefficients `learned`) is refused, before it takes any memory; so are weights without an optimizer.
     """
     was = saved["config"]
+    if not saved["optimizer"]:  # export.py --from_folder wrote it
+        raise CheckpointError(f"the checkpoint in {config['out_dir']} holds weights only, and no run to go on with: "
+                              f"start one in another out_dir with --weights={was['weights']}")
     there = saved["model_config"] | {"optimizer": was["optimizer"], "learned": saved["optimizer"]["scalars"]["learned"]}
     wrong = [f"{name}={value} (there {there.get(name)})" for name, value in identity.items()
              if name != "dropout" and value != there.get(name)]

@@ -67,6 +67,13 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
             continue
         if entry:  # --hyper_lr.beta1=1e-3 changes one entry of a dict
             known = values.get(name, defaults[name])
+            if not isinstance(known, dict) and any(typing.get_origin(t) is dict for t in _choices(annotations[name])):
+                errors.append(
+                    f"{where}: {name} is {known!r} here and has no entries: write the whole dict, "
+                    f"--{name}={{{entry!r}: {value!r}}}"
+                )
+                bad.add(name)
+                continue
             value = {**(known if isinstance(known, dict) else {}), entry: value}
         try:
             values[name] = _typed(value, annotations[name])

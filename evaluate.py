@@ -125,9 +125,12 @@ def measure(protocol: str, dataset: str, cfg: Config, subject: Subject, world: W
     label = f"{protocol} {dataset}/{split}"
     scores = perplexity.score(subject.model, stream, windows, cfg.batch_size, world, label, look=last_word)
     nll, tokens = math.fsum(scores.nll), int(windows.scored.sum())  # nats; fsum: exact, in any order
-    per, count = {True: ("last word", len(scores.nll))}.get(
-        last_word, ("word", stream.words) if protocol == "lm_eval" else ("token", tokens)
-    )
+    if last_word:
+        per, count = "last word", len(scores.nll)
+    elif protocol == "lm_eval":
+        per, count = "word", stream.words
+    else:
+        per, count = "token", tokens
     seconds = time.perf_counter() - begun
     return {
         "protocol": protocol,
@@ -230,7 +233,6 @@ def write(path: Path, subject: Subject, rows: list[dict[str, Any]]) -> None:
 
 def main(argv: list[str]) -> int:
     """The command line. Exit code 0: done; 2: a mistake to put right; 130: interrupted."""
-    is_first = os.environ.get("RANK", "0") == "0"
     try:
         cfg = parse(Config, argv, check, "evaluate.py")
         world = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout)
@@ -241,8 +243,7 @@ def main(argv: list[str]) -> int:
     except HelpRequested as text:
         print(text)
     except (ConfigError, DataError, CheckpointError) as error:
-        if is_first:
-            print(f"evaluate.py: {error}", file=sys.stderr)
+        parallel.complain("evaluate.py", error)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -19,7 +19,6 @@ import checkpoint
 import huggingface
 from checkpoint import CheckpointError
 from configurator import ConfigError, HelpRequested, parse
-from model import GPT, GPTConfig
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,10 @@ def export(cfg: Config) -> str:
         except OSError as error:
             raise CheckpointError(f"{cfg.out_dir} cannot be written ({error.strerror})") from None
         return f"{model.num_parameters():,} parameters of {cfg.folder} are in {written.path}"
-    chosen = (checkpoint.best if cfg.which == "best" else checkpoint.newest)(cfg.out_dir)
     if cfg.one_file:
+        chosen = (checkpoint.best if cfg.which == "best" else checkpoint.newest)(cfg.out_dir)
         return _one_file(chosen, Path(cfg.folder))
-    saved = checkpoint.load(chosen, ("model",))
-    model = GPT(GPTConfig(**saved["model_config"]))
-    model.load_state_dict(saved["model"])
+    chosen, _, model = checkpoint.open_model(cfg.out_dir, cfg.which)
     tokenizer = huggingface.save(model, cfg.folder)
     return f"{chosen.path} is in {cfg.folder}, {'with' if tokenizer else 'without a'} tokenizer"
 

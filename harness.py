@@ -56,6 +56,8 @@ class NanoMADA(TemplateLM):
                             " GPT-2's")
         if problem := next(parallel.device_problems(device or "auto"), None):
             raise DataError(problem[1])
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise DataError(f"dtype={dtype!r} must be auto, float32 or bfloat16")
         self.world = parallel.join(device or "auto", dtype, timeout=1800)
         self.batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
         self.model = self.subject.model.to(self.world.device).eval()

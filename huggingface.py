@@ -223,6 +223,10 @@ def _config(folder: Path) -> GPTConfig:
     path = folder / "config.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if {"config", "commit"} <= facts.keys():  # what record.py writes
+            raise CheckpointError(f"{folder} is a run of train.py, not a folder in Hugging Face's format: name it with "
+                                  f"--out_dir={folder} (train.py goes on with --init_from=resume, or from the path of "
+                                  "one of its ckpt_*)")
         for key, value in SETTINGS.items():
             found = facts.get(key, value)
             if key == "n_inner" and found == 4 * facts["n_embd"]:

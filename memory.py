@@ -134,6 +134,12 @@ def problem(need: Memory, device: torch.device, compiled: bool) -> str | None:
     return f"each process needs about {need}, more than the {there / 1e9:.2f} GB of {device}"
 
 
+def advice(batch_size: int) -> str:
+    """What to do about it."""
+    return (f"lower batch_size={batch_size}, set --recompute, or spread the model over more processes with "
+            "--parallel=fsdp")  # fmt: skip
+
+
 def table() -> list[str]:
     """GB of a process, rows of markdown: models and layouts by optimizers."""
     lines = [

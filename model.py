@@ -139,18 +139,19 @@ class GPT(nn.Module):
 
     def forward(
         self, idx: torch.Tensor, targets: torch.Tensor | None = None, reduction: str = "mean"
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Token ids (B, T) -> logits and, given targets (B, T), their cross entropy in nats.
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Token ids (B, T) -> the last position's logits (B, 1, P) and None; given targets (B, T), None and their cross
+        entropy in nats.
 
-        Without targets only the last position's logits are computed, (B, 1, P). The logits of the P - V padding rows
-        are minus infinity: they take no probability, get no gradient and are never sampled.
+        The logits of the P - V padding rows are minus infinity: they take no probability, get no gradient and are never
+        sampled. With targets they stay inside: as an output, compiled code would give them a gradient of their own.
         """
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.head(x[:, [-1], :]), None  # (B, 1, P)
         logits = self.head(x)  # (B, T, P)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
-        return logits, loss
+        return None, loss
 
     def hidden(self, idx: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) -> what the head reads, (B, T, C)."""
@@ -227,15 +228,18 @@ class GPT(nn.Module):
 # Dense bfloat16 operations per second, from the makers' data sheets. The first name found in the device's name counts.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "A100": 312e12,
 }
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """The peak that model FLOP utilisation is measured against, None where there is no such figure (a CPU)."""
-    if device.type != "cuda":
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The peak that model FLOP utilisation is measured against, None where there is no such figure: a CPU, matmuls in
+    another dtype than bfloat16."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(device)
     return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)

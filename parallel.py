@@ -39,6 +39,11 @@ class World:
         if self.watch:
             self.watch.at(step)
 
+    @property
+    def card(self) -> str:
+        """The GPU as its maker calls it, or "cpu"."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
@@ -100,10 +105,11 @@ def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
     """
     device = resolve(device)
     rank, size = 0, 1
+    if "RANK" in os.environ and device != "cpu":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if torch.device(device).index is not None:
+        torch.cuda.set_device(device)  # what asks for no device by name means this one
     if "RANK" in os.environ:
-        if device != "cpu":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
         backend = "gloo" if device == "cpu" else "nccl"
         meeting: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout + 60)}
         one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
@@ -114,7 +120,8 @@ def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
             meeting |= {"store": store_of_torchrun(timeout + 60), **numbers}
         dist.init_process_group(backend, **meeting)
         rank, size = dist.get_rank(), dist.get_world_size()
-    low = dtype == "bfloat16" or (dtype == "auto" and device != "cpu" and torch.cuda.is_bf16_supported())
+    fast = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+    low = dtype == "bfloat16" or (dtype == "auto" and fast)
     watch = Watch(rank, size, timeout) if size > 1 else None
     precision = torch.bfloat16 if low else torch.float32
     return World(rank, size, torch.device(device), precision, sharded and size > 1, watch)
@@ -122,11 +129,16 @@ def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
 
 def device_problems(device: str) -> Iterator[tuple[str, str]]:
     """What is wrong with a `device` in a config, as the configurator wants it."""
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or not (index or "0").isdigit():
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         yield "device", f"device={device!r} must be auto, cpu, cuda or cuda:N"
-    elif kind == "cuda" and not torch.cuda.is_available():
+    elif device.startswith("cuda") and not torch.cuda.is_available():
         yield "device", f"device={device!r}, but torch finds no GPU here: use --device=cpu"
+    elif device.startswith("cuda:") and int(device[5:]) >= gpus:
+        yield "device", f"device={device!r}, but torch finds {gpus} here: cuda:0 to cuda:{gpus - 1}"
+    elif resolve(device) != "cpu" and processes > gpus:
+        yield "device", (f"{processes} processes on this machine, but a GPU for {gpus} of them: "
+                         f"use --nproc_per_node={gpus}, or --device=cpu")  # fmt: skip
 
 
 def resolve(device: str) -> str:
@@ -143,6 +155,14 @@ def leave() -> None:
     if dist.is_initialized():
         LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def complain(program: str, error: Exception) -> None:
+    """A line on the mistake that ends this process. What is wrong before the processes meet is so on all of a machine,
+    and the first of them says it; after that, it may be one process's own."""
+    rank = os.environ.get("RANK", "0")
+    if LEFT or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{program}: {error}" if rank == "0" else f"{program}: rank {rank}: {error}", file=sys.stderr)
 
 
 def end(code: int) -> NoReturn:

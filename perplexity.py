@@ -34,7 +34,7 @@ from checkpoint import CheckpointError
 from data import DataError, Tokens, open_dataset
 from data.manifest import file_sha256
 from data.tokenizer import GPT2Tokenizer, Tokenizer, from_manifest
-from model import GPT, GPTConfig
+from model import GPT
 from parallel import World
 
 # Logits held at a time, at most, whatever the batch: 32 MB in float32 is near a CPU's cache, a GPU wants large matmuls
@@ -245,11 +245,8 @@ def open_subject(out_dir: str, which: str = "best", weights: str | None = None) 
                                   f"{tokenizer.vocab_size}: evaluate the run that it comes from (--out_dir)")
         facts: dict[str, Any] = {"weights": str(weights), "sha256": file_sha256(folder / "model.safetensors")}
         return Subject(model, tokenizer, None, facts, folder / "evaluation.json")
-    chosen = (checkpoint.best if which == "best" else checkpoint.newest)(out_dir)
-    saved = checkpoint.load(chosen, ("model",))
-    model = GPT(GPTConfig(**saved["model_config"]))
-    model.load_state_dict(saved["model"])
-    dataset = saved["config"]["dataset"]
+    chosen, config, model = checkpoint.open_model(out_dir, which)
+    dataset = config["dataset"]
     tokenizer = GPT2Tokenizer()
     if model.config.vocab_size != tokenizer.vocab_size:  # GPT-2's needs no data set to be there
         prepared = open_dataset(dataset, prepare=True)

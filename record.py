@@ -67,28 +67,27 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 
-def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
+def final_coefficients(source: str, names: Collection[str], needed: Collection[str] = ()) -> dict[str, float]:
     """Those of `names` that a finished run ended with, from its folder or from its record (experiments/records).
 
     Raises:
-        ConfigError: there is no such run or record, it is not finished, or it has none of these coefficients.
+        ConfigError: there is no such run or record, it is not finished, or it lacks one of the coefficients `needed`.
     """
     path = Path(source)
     try:
-        if path.is_dir():
-            last = read_metrics(path / "metrics.csv")[-1]
-            steps = json.loads((path / "config.json").read_text(encoding="utf-8"))["config"]["max_iters"]
-            if int(last["step"]) != steps:
-                raise ConfigError(f"coefficients_from={source!r} is at step {last['step']} of {steps}: let it finish")
-        else:
-            last = json.loads(path.read_text(encoding="utf-8"))["final"]
+        about = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+        last = read_metrics(path / "metrics.csv")[-1] if path.is_dir() else about["final"]
+        config = about.get("config", {})
+        optimizer = config.get("optimizer", "another rule")
+        if path.is_dir() and int(last["step"]) != (steps := config["max_iters"]):
+            raise ConfigError(f"coefficients_from={source!r} is at step {last['step']} of {steps}: let it finish")
         found = {name: float(last[name]) for name in names if last.get(name) not in (None, "")}
     except ConfigError:
         raise
-    except (OSError, IndexError, KeyError, TypeError, ValueError):
+    except (OSError, IndexError, KeyError, TypeError, ValueError, AttributeError):
         raise ConfigError(f"coefficients_from={source!r} is neither the out_dir nor the record of a run") from None
-    if not found:
-        raise ConfigError(f"coefficients_from={source!r} has none of {', '.join(names)}")
+    if missing := [name for name in needed if name not in found]:
+        raise ConfigError(f"coefficients_from={source!r} has no {', '.join(missing)}: it is a run of {optimizer}")
     return found
 
 
@@ -114,7 +113,8 @@ def claim(folder: str, keep: int | None) -> None:
                      and int(re.sub(r"\D", "", path.stem) or 0) > keep}  # fmt: skip
             old = [path for path in out_dir.glob("ckpt_*") if path.name.partition(".")[0] in stems]
         if old:
-            previous = out_dir / f"previous-{1 + len(list(out_dir.glob('previous-*')))}"
+            earlier = [re.fullmatch(r"previous-(\d+)", path.name) for path in out_dir.iterdir()]
+            previous = out_dir / f"previous-{1 + max((int(found[1]) for found in earlier if found), default=0)}"
             previous.mkdir()
             for path in old:
                 path.rename(previous / path.name)

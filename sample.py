@@ -13,12 +13,11 @@ from typing import Annotated, Literal
 
 import torch
 
-import checkpoint
 import parallel
 from checkpoint import CheckpointError
 from configurator import ConfigError, HelpRequested, parse
-from data import DataError, open_dataset
-from model import GPT, GPTConfig
+from data import DataError
+from perplexity import open_subject
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,9 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
 
 def sample(cfg: Config) -> Iterator[str]:
     """The texts, prompt included, one at a time."""
-    chosen = checkpoint.best(cfg.out_dir) if cfg.which == "best" else checkpoint.newest(cfg.out_dir)
-    saved = checkpoint.load(chosen, ("model",))
-    dataset = open_dataset(saved["config"]["dataset"], prepare=True)  # for its tokenizer
+    subject = open_subject(cfg.out_dir, cfg.which)
     device = torch.device(parallel.resolve(cfg.device))
-    model = GPT(GPTConfig(**saved["model_config"]))
-    model.load_state_dict(saved["model"])
-    model.to(device).eval()
+    model = subject.model.to(device).eval()
     prompt = cfg.prompt
     if prompt.startswith("file:"):
         try:
@@ -65,14 +60,14 @@ def sample(cfg: Config) -> Iterator[str]:
                 prompt = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {error}") from None
-    ids = dataset.encode(prompt)
+    ids = subject.tokenizer.encode(prompt).tolist()
     if not ids:
         raise ConfigError("the prompt is empty: give it at least one character")
     torch.manual_seed(cfg.seed)
     for _ in range(cfg.num_samples):
         start = torch.tensor([ids], device=device)  # (1, T)
         text = model.generate(start, cfg.max_new_tokens, cfg.temperature, cfg.top_k)  # (1, T + max_new_tokens)
-        yield dataset.decode(text[0].tolist())
+        yield subject.tokenizer.decode(text[0].tolist())
 
 
 def main(argv: list[str]) -> int:

@@ -42,7 +42,6 @@ def shard(model: GPT, world: World, compiled: bool) -> None:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # the logits, which nobody overwrites
 
 
 def write(folder: Path, content: dict[str, Any]) -> Facts:

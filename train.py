@@ -1,7 +1,7 @@
 """Train a GPT, on one CPU core or on many GPUs, with an optimizer that may learn its own coefficients.
 
     python train.py config/quickstart.py
-    python train.py config/quickstart.py --optimizer=adam --out_dir=out/adam
+    python train.py config/quickstart.py --optimizer=adam --hyper_lr=None --hyper_momentum=0.0 --out_dir=out/adam
     python train.py config/quickstart.py --init_from=auto
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py
     python train.py --help
@@ -36,7 +36,7 @@ from checkpoint import CheckpointError
 from configurator import ConfigError, HelpRequested, parse
 from data import DataError, Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE, GPTConfig, peak_flops
-from optim import build_optimizer
+from optim import OPTIMIZERS, build_optimizer
 from parallel import World
 from record import Recorder, claim, final_coefficients
 from spikes import Diverged, GoBack, Spikes
@@ -151,14 +151,14 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
         if values[name] < 0:
             yield name, f"{name}={values[name]} must be 0 or more"
     choices = f"{', '.join(huggingface.RELEASED)} or a folder with config.json and model.safetensors"
-    if cfg.init_from not in STARTS and not cfg.init_from.endswith(checkpoint.KINDS) and not weights_of(cfg):
+    named = named_weights(cfg)
+    if cfg.init_from not in STARTS and not cfg.init_from.endswith(checkpoint.KINDS) and not named:
         yield "init_from", (f"init_from={cfg.init_from!r} must be scratch, resume, auto, the path of a ckpt_*.pt or "
                             f".shards, {choices}")  # fmt: skip
-    if cfg.weights is not None:
-        if not huggingface.known(cfg.weights):
-            yield "weights", f"weights={cfg.weights!r} must be {choices}"
-        elif weights_of(dataclasses.replace(cfg, weights=None)) not in (None, cfg.weights):
-            yield "init_from weights", f"init_from={cfg.init_from!r} and weights={cfg.weights!r} are two starts"
+    if cfg.weights is not None and not huggingface.known(cfg.weights):
+        yield "weights", f"weights={cfg.weights!r} must be {choices}"
+    elif cfg.weights and named not in (None, cfg.weights):
+        yield "init_from weights", f"init_from={cfg.init_from!r} and weights={cfg.weights!r} are two starts"
     if cfg.n_head > 0 and cfg.n_embd % cfg.n_head:
         yield "n_embd n_head", f"n_embd={cfg.n_embd} is not divisible by n_head={cfg.n_head}"
     if not 0 <= cfg.dropout < 1:
@@ -176,17 +176,30 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
         tiny_optimizer(cfg)
     except (ValueError, TypeError) as error:
         names = "optimizer learning_rate hyper_lr hyper_momentum hyper_start hyper_clip order " + " ".join(COEFFICIENTS)
-        yield names, str(error)
+        yield names, ": ".join([str(error), *left_over(cfg)])
+
+
+def left_over(cfg: Config) -> Iterator[str]:
+    """What to add to a command line whose config file speaks of coefficients that the optimizer does not have."""
+    rule = OPTIMIZERS[cfg.optimizer]
+    others = {*COEFFICIENTS} - {*rule.table, *rule.constants}
+    add = [f"--{name}=None" for name in COEFFICIENTS if name in others and getattr(cfg, name) is not None]
+    add += ["--hyper_lr=None"] * bool(others & {*(cfg.hyper_lr or ())})
+    add += ["--hyper_momentum=0.0"] * (isinstance(cfg.hyper_momentum, dict) and bool(others & {*cfg.hyper_momentum}))
+    if add:
+        yield f"for {cfg.optimizer} add {' '.join(add)}"
 
 
 def settled(cfg: Config) -> Config:
     """The config with the coefficients of `coefficients_from`, if any. Raises ConfigError."""
     if cfg.coefficients_from is None:
         return cfg
-    found: dict[str, Any] = final_coefficients(cfg.coefficients_from, COEFFICIENTS)
+    found: dict[str, Any] = final_coefficients(cfg.coefficients_from, COEFFICIENTS, tiny_optimizer(cfg).table)
     cfg = dataclasses.replace(cfg, **found)
-    for _, problem in check(cfg):
-        raise ConfigError(f"coefficients_from={cfg.coefficients_from!r}: {problem}")
+    try:
+        tiny_optimizer(cfg)
+    except ValueError as error:
+        raise ConfigError(f"coefficients_from={cfg.coefficients_from!r}: {error}") from None
     return cfg
 
 
@@ -271,16 +284,9 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float:
     return loss / (len(starts) * T)
 
 
-def weights_of(cfg: Config) -> str | None:
-    """The weights that a new run starts with, None: random ones."""
-    named = cfg.init_from not in STARTS and huggingface.known(cfg.init_from)
-    return cfg.weights or (cfg.init_from if named else None)
-
-
-def load_weights(cfg: Config) -> GPT:
-    """The model of `weights`, on the CPU."""
-    assert cfg.weights is not None
-    return huggingface.load(cfg.weights, cfg.vocab_multiple, cfg.dropout, cfg.block_size)
+def named_weights(cfg: Config) -> str | None:
+    """The weights that `init_from` names, if it names any."""
+    return cfg.init_from if cfg.init_from not in STARTS and huggingface.known(cfg.init_from) else None
 
 
 def settle(cfg: Config, weights: str | None, saved: dict[str, Any] | None, vocab_size: int) -> tuple[Config, GPTConfig]:
@@ -328,7 +334,7 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     dataset = open_dataset(cfg.dataset, prepare=True, verify=cfg.verify_data and world.rank == 0)
     for tokens in (dataset.train, dataset.val):
         val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
-    weights = weights_of(cfg)
+    weights = cfg.weights or named_weights(cfg)
     init_from = str(back.to.path) if back else "scratch" if cfg.init_from == weights else cfg.init_from
     saved, damaged = checkpoint.choose(init_from, cfg.out_dir)
     start, seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
@@ -340,14 +346,18 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     tiny = tiny_optimizer(cfg)
     identity = dataclasses.asdict(model_config) | {"optimizer": cfg.optimizer, "learned": list(tiny.learned)}
     changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg)) if saved else []
+    if saved:  # another length stretches the cosine, and the rate jumps
+        before = dataclasses.replace(cfg, **{k: v for k, v in saved["config"].items() if hasattr(cfg, k)})
+        was, now = learning_rate(start + 1, before), learning_rate(start + 1, cfg)
+        changes += [f"so the learning rate of step {start + 1} is {now:.3g} (was {was:.3g})"] * (was != now)
     state = memory.state_bytes(tiny)
     need = memory.needed(model_config, cfg.batch_size, state, world.size, cfg.parallel, world.dtype, cfg.recompute)
     compiled = cfg.compile is not False and (cfg.compile or world.device.type == "cuda")
     if too_much := memory.problem(need, world.device, compiled):
-        raise ConfigError(f"{too_much}: lower batch_size={cfg.batch_size}, set --recompute, or spread the model over "
-                          "more processes with --parallel=fsdp")
-    pretrained = cfg.weights is not None and not saved
-    model = load_weights(cfg) if pretrained else None  # which may refuse, so before anything is moved
+        raise ConfigError(f"{too_much}: {memory.advice(cfg.batch_size)}")
+    model: GPT | None = None
+    if cfg.weights and not saved:  # before anything is moved, as this may refuse
+        model = huggingface.load(cfg.weights, cfg.vocab_multiple, cfg.dropout, cfg.block_size)
     named = init_from.endswith(checkpoint.KINDS)
     elsewhere = named and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
     if world.rank == 0:
@@ -366,6 +376,7 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
     optimizer: Any = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), **arguments)
     if saved:
         checkpoint.restore(saved, model, optimizer)
+    optimizer.zero_grad(set_to_none=False)  # views of its flat buffer: otherwise the first step would hold all twice
 
     spikes = Spikes(**saved.get("spikes", {})) if saved else Spikes()
     if back:
@@ -376,10 +387,10 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
         if full and not saved:  # a run that has begun tries: where a save fails it goes on
             raise ConfigError(full)
         recorder = Recorder(dataclasses.asdict(cfg), optimizer, start if saved else None,
-                            processes=world.size, device=str(world.device), dtype=str(world.dtype),
+                            processes=world.size, device=world.card, dtype=str(world.dtype),
                             parameters=model.num_parameters(), skipped=spikes.skipped)
-        recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.device.type}")
-        if pretrained:
+        recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
+        if cfg.weights and not saved:
             recorder.say(f"weights of {cfg.weights}: {cfg.n_layer} layers of {cfg.n_embd} features, the first "
                          f"{cfg.block_size} positions, {model_config.vocab_size} tokens in "
                          f"{model_config.padded_vocab_size} rows")
@@ -394,6 +405,26 @@ def begin(cfg: Config, world: World, back: GoBack | None) -> Run:
                saved.get("pending_loss") if saved else None)  # fmt: skip
 
 
+def save(run: Run, world: World, step: int, val_loss: float | None, unmeasured: float | None, seconds: float) -> None:
+    """A checkpoint of the run after a step, by its first process, or by all that have a part of the model. Where that
+    fails it is said, and the run goes on."""
+    content = {
+        "config": dataclasses.asdict(run.cfg),
+        "model_config": dataclasses.asdict(run.model.config),
+        "model": run.model.state_dict(keep_vars=world.sharded),  # which tell what is tied
+        "optimizer": run.optimizer.state_dict(),
+        "seconds": seconds,
+        "pending_loss": unmeasured,
+        "spikes": dataclasses.asdict(run.spikes),
+    }
+    write = checkpoint.save_shards if world.sharded else checkpoint.save
+    try:
+        write(run.cfg.out_dir, step, val_loss, content, run.cfg.keep_checkpoints)
+    except OSError as error:
+        if run.recorder:
+            run.recorder.say(f"step {step} is not saved ({error.strerror}); the checkpoints before it are as they were")
+
+
 def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
     """One run from its data to its figure, or the rest of it after it went `back` before a loss spike.
 
@@ -402,7 +433,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
     run = begin(cfg, world, back)
     cfg, model, optimizer, recorder, spikes = run.cfg, run.model, run.optimizer, run.recorder, run.spikes
     tokens_per_step = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
-    peak = peak_flops(world.device)
+    peak = peak_flops(world.device, world.dtype)
     earlier = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
     val_loss, best_val = earlier[-1] if earlier else math.nan, min(earlier, default=math.inf)
     loss = torch.tensor(0.0 if run.unmeasured is None or world.rank else run.unmeasured, device=world.device)
@@ -418,7 +449,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
                 group["lr"] = lr
             loss = accumulate(run.averaging, run.dataset.train, spikes.batch(step), cfg, world)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=False)  # the gradients stay views of the optimizer's flat buffer
+            optimizer.zero_grad(set_to_none=False)  # they stay views of the optimizer's flat buffer
             if recorder:
                 recorder.step()
             signals.wait_for_boundaries()
@@ -471,22 +502,8 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
         due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
         save_now = leaving or last or due or is_best or (validate and cfg.always_save_checkpoint)
         if step and save_now and (recorder or world.sharded):
-            content = {
-                "config": dataclasses.asdict(cfg),
-                "model_config": dataclasses.asdict(model.config),
-                "model": model.state_dict(keep_vars=world.sharded),  # which tell what is tied
-                "optimizer": optimizer.state_dict(),
-                "seconds": run.seconds + time.perf_counter() - begun,
-                "pending_loss": train_loss if leaving and report else None,
-                "spikes": dataclasses.asdict(spikes),
-            }
-            save = checkpoint.save_shards if world.sharded else checkpoint.save
-            try:
-                save(cfg.out_dir, step, measured, content, cfg.keep_checkpoints)
-            except OSError as error:
-                failed = f"step {step} is not saved ({error.strerror}); the checkpoints before it are as they were"
-                if recorder:
-                    recorder.say(failed)
+            unmeasured = train_loss if leaving and report else None
+            save(run, world, step, measured, unmeasured, run.seconds + time.perf_counter() - begun)
         best_val = val_loss if is_best else best_val
         if leaving:
             world.sum(loss)  # nobody goes before the first process has saved: torchrun ends the others with the first
@@ -523,6 +540,9 @@ def main(argv: list[str]) -> int:
                         break
                     except GoBack as spike:
                         back = spike.with_traceback(None)  # which holds the model and optimizer that are given up
+                    except torch.OutOfMemoryError as error:
+                        reason = str(error).partition(". GPU")[0]
+                        raise ConfigError(f"{reason}: {memory.advice(cfg.batch_size)}") from None
                     except RuntimeError as error:
                         raise world.explain(error) from None
             finally:
@@ -530,8 +550,7 @@ def main(argv: list[str]) -> int:
     except HelpRequested as text:
         print(text)
     except (ConfigError, DataError, CheckpointError) as error:  # any other ValueError is a bug with its traceback
-        if is_first:
-            print(f"train.py: {error}", file=sys.stderr)
+        parallel.complain("train.py", error)
         return 2
     except Diverged as error:
         if is_first:

@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
     times = interleaved({name: made[name][0] for name in names}, device, float(own["seconds"]))
     _, parameters, flops = made["adamw"]
     tokens = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
-    peak_flops = train.peak_flops(world.device)
+    peak_flops = train.peak_flops(world.device, world.dtype)
     del made
     memory = {}
     for name in names:

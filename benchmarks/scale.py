@@ -69,7 +69,7 @@ def measure(name: str, cfg: train.Config, seconds: float) -> dict[str, Any]:
         peak -= status("VmRSS")
     tokens = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     second = statistics.median(times)
-    peak_flops = train.peak_flops(world.device)
+    peak_flops = train.peak_flops(world.device, world.dtype)
     shape = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__ if k != "vocab_size"}
     state = 8 if name == "adamw" else memory.state_bytes(train.tiny_optimizer(cfg))
     need = memory.needed(GPTConfig(vocab_size=50257, **shape), cfg.batch_size, state, world.size, cfg.parallel,

@@ -109,4 +109,5 @@ def main(doc: str | None, name: str, folder: Path, splits: str) -> None:
     """The command line of one of these sets; `splits` is the default of --splits."""
     parser = preparation.argument_parser(doc, folder)
     parser.add_argument("--splits", default=splits, help=f"of {','.join(ROWS[name])} (default: %(default)s)")
-    preparation.run(lambda: prepare(name, parser.parse_args().out, parser.parse_args().splits.split(",")))
+    arguments = parser.parse_args()
+    preparation.run(lambda: prepare(name, arguments.out, arguments.splits.split(",")))

@@ -1,6 +1,7 @@
 """Prepared data sets as arrays of tokens, and batches as a pure function of (seed, step, row)."""
 
 import importlib
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,11 @@ class Dataset:
             raise DataError(f"{self.folder} has no split {name!r}; it has: {has}")
         return Tokens([self.folder / shard["file"] for shard in shards], self.vocab_size, f"{self.name}/{name}")
 
-    @property
+    @cached_property  # a step asks for it: opening every shard takes longer than reading a batch
     def train(self) -> Tokens:
         return self.split("train")
 
-    @property
+    @cached_property
     def val(self) -> Tokens:
         return self.split("val")
 

@@ -58,9 +58,8 @@ def mistakes(*argv: str) -> list[str]:
         ("--maybe=False", "maybe", False),
         ("--mode=b", "mode", "b"),
         ("--rates={'x': 1}", "rates", {"x": 1.0}),
-        ("--rates.x=2", "rates", {"x": 2.0}),
         ("--momentum=1", "momentum", 1.0),
-        ("--momentum.y=0.5", "momentum", {"y": 0.5}),
+        ("--momentum={'y': 0.5}", "momentum", {"y": 0.5}),
     ],
 )
 def test_values_arrive_with_their_type(argument: str, field: str, value: object) -> None:
@@ -78,7 +77,10 @@ def test_values_arrive_with_their_type(argument: str, field: str, value: object)
         ("--end=x", "--end=x: end must be a whole number or None, not 'x'"),
         ("--loud=1", "--loud=1: loud must be True or False, not 1"),
         ("--mode=c", "--mode=c: mode must be 'a' or 'b', not 'c'"),
-        ("--rates.x=y", "--rates.x=y: rates must be a dict of numbers or None, not {'x': 'y'}"),
+        ("--rates.x=2", "--rates.x=2: rates is None here and has no entries: write the whole dict, --rates={'x': 2}"),
+        ("--momentum.y=0.5", "--momentum.y=0.5: momentum is 0.0 here and has no entries: write the whole dict, "
+                             "--momentum={'y': 0.5}"),
+        ("--steps.x=2", "--steps.x=2: steps must be a whole number, not {'x': 2}"),
         ("--rates={'x': True}", "--rates={'x': True}: rates must be a dict of numbers or None, not {'x': True}"),
         ("--stepz=1", "--stepz=1: unknown key 'stepz', did you mean 'steps'?"),
         ("--zzzz=1", "--zzzz=1: unknown key 'zzzz' (--help lists all)"),
@@ -116,6 +118,9 @@ def test_a_file_says_what_differs_from_its_base_and_the_command_line_wins(tmp_pa
         name="me", steps=100, rate=-1.0, rates={"x": 1e-3, "y": 5.0}
     )  # fmt: skip
     assert toy("--name=me", child).name == "me"
+    assert mistakes(child, "--rates.y=z") == [
+        "--rates.y=z: rates must be a dict of numbers or None, not {'x': 0.001, 'y': 'z'}"
+    ]
 
 
 @pytest.mark.parametrize(

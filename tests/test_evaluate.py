@@ -1,10 +1,12 @@
 """evaluate.py as a command: its numbers against the trainer's, its record, its mistakes, several processes."""
 
+import importlib
 import json
 import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,19 @@ def test_an_interruption_loses_one_row(gpt2_run: Path, monkeypatch, capsys) -> N
     err = capsys.readouterr().err
     assert "ckpt_000001.evaluation.json cannot be written (No space left on device): name another file" in err
     assert not list(gpt2_run.glob(".*.tmp"))
+
+
+def test_the_harness_is_refused_a_dtype_that_nothing_here_computes_in(gpt2_run: Path, monkeypatch) -> None:
+    for name in ("lm_eval", "lm_eval.models", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # so that it need not be installed
+    monkeypatch.setattr(sys.modules["lm_eval.api.model"], "TemplateLM", object, raising=False)
+    monkeypatch.setattr(sys.modules["lm_eval.api.registry"], "register_model", lambda _: lambda cls: cls, raising=False)
+    monkeypatch.delitem(sys.modules, "harness", raising=False)
+    adapter = importlib.import_module("harness").NanoMADA
+    monkeypatch.delitem(sys.modules, "harness")
+    with pytest.raises(DataError, match="dtype='float16' must be auto, float32 or bfloat16"):
+        adapter(str(gpt2_run), device="cpu", dtype="float16")
+    assert adapter(str(gpt2_run), device="cpu", dtype="bfloat16").world.dtype == torch.bfloat16
 
 
 def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypatch, capsys) -> None:

@@ -35,6 +35,11 @@ def random_gpt(config: GPTConfig) -> GPT:
     return gpt.eval()
 
 
+def logits(gpt: GPT, idx: torch.Tensor) -> torch.Tensor:
+    """(B, T, P), of every position."""
+    return gpt.head(gpt.hidden(idx))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     huggingface.save(random_gpt(SMALL), tmp_path / "hf")
@@ -60,7 +65,7 @@ def test_logits_are_those_of_transformers(bias: bool, tmp_path: Path) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     idx = torch.randint(0, SMALL.vocab_size, (3, SMALL.block_size))
     with torch.no_grad():
-        ours = gpt(idx, idx)[0][..., : SMALL.vocab_size]
+        ours = logits(gpt, idx)[..., : SMALL.vocab_size]
         torch.testing.assert_close(theirs.eval()(idx).logits, ours, rtol=0, atol=1e-5)
     assert ours.std() > 0.5  # something to differ
 
@@ -73,7 +78,7 @@ def test_what_transformers_saves_is_read(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     ours, idx = huggingface.load(tmp_path).eval(), torch.randint(0, 101, (3, 16))
     with torch.no_grad():
-        torch.testing.assert_close(ours(idx, idx)[0], theirs(idx).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits(ours, idx), theirs(idx).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(not mirrored("wiki.test.raw"), reason="DATA_MIRROR has no wiki.test.raw")
@@ -115,7 +120,7 @@ def test_there_and_back(bias: bool, tmp_path: Path) -> None:
         assert torch.equal(back.state_dict()[name][: len(tensor) if "wte" not in name and "lm" not in name else 101],
                            tensor[: len(tensor) if "wte" not in name and "lm" not in name else 101]), name
     idx = torch.randint(0, 101, (2, 16))
-    assert torch.equal(back.eval()(idx, idx)[0], gpt(idx, idx)[0])
+    assert torch.equal(logits(back.eval(), idx), logits(gpt, idx))
 
 
 def test_names_of_released_files_are_read(folder: Path) -> None:
@@ -235,7 +240,7 @@ def test_positions_are_cropped_and_no_more_are_made_up(folder: Path) -> None:
     whole, cropped = huggingface.load(folder).eval(), huggingface.load(folder, block_size=5).eval()
     assert cropped.config == dataclasses.replace(SMALL, block_size=5)
     idx = torch.randint(0, 101, (2, 5))
-    torch.testing.assert_close(cropped(idx, idx)[0], whole(idx, idx)[0])
+    torch.testing.assert_close(logits(cropped, idx), logits(whole, idx))
     with pytest.raises(CheckpointError, match="block_size=17 is more than the 16 positions of"):
         huggingface.load(folder, block_size=17)
 

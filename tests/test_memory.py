@@ -53,6 +53,36 @@ def test_a_run_that_cannot_fit_is_refused_before_it_takes_memory(small: list[str
     assert not (tmp_path / "run").exists()
 
 
+def test_running_out_of_memory_is_said_in_one_line(small: list[str], monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.24 GiB. GPU 0 has a total capacity of")
+
+    monkeypatch.setattr(train, "accumulate", full)
+    assert train.main(small) == 2
+    said = "train.py: CUDA out of memory. Tried to allocate 1.24 GiB: lower batch_size=4, set --recompute, or spread"
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_gradients_lie_in_the_optimizers_buffer_from_the_first_step_on(small: list[str], monkeypatch) -> None:
+    built, seen = [], []
+
+    def build(*args, real=train.build_optimizer, **kwargs):
+        built.append(real(*args, **kwargs))
+        return built[-1]
+
+    def accumulate(net, *rest, real=train.accumulate):
+        loss = real(net, *rest)
+        gradients = [built[-1].buckets[0].g, *(p.grad for p in net.parameters())]
+        seen.append(len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == 1)
+        return loss
+
+    monkeypatch.setattr(train, "build_optimizer", build)
+    monkeypatch.setattr(train, "accumulate", accumulate)
+    assert train.main([*small, "--max_iters=2"]) == 0
+    assert train.main([*small, "--max_iters=3", "--init_from=resume"]) == 0
+    assert seen == [True] * 3
+
+
 def test_the_table_of_the_doc_is_what_the_command_writes() -> None:
     text = memory.SCALE.read_text(encoding="utf-8")
     table = text[text.index(memory.BEGIN) + len(memory.BEGIN) : text.index(memory.END)].strip()

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, IGNORE, GPTConfig
+from model import GPT, IGNORE, GPTConfig, peak_flops
+from parallel import World
 
 SMALL = GPTConfig(block_size=8, vocab_size=13, n_layer=3, n_head=2, n_embd=12, vocab_multiple=8)
 
@@ -20,6 +21,11 @@ def small_gpt(**changes) -> GPT:
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return model.eval()
+
+
+def all_logits(model: GPT, idx: torch.Tensor) -> torch.Tensor:
+    """(B, T, P), of every position."""
+    return model.head(model.hidden(idx))
 
 
 def tokens(B: int = 2, T: int = 8) -> torch.Tensor:
@@ -64,7 +70,9 @@ def oracle(model: GPT, sequence: list[int]) -> torch.Tensor:
 def test_logits_and_loss_equal_an_independent_implementation(bias: bool) -> None:
     model, idx, targets = small_gpt(bias=bias), tokens(), tokens().roll(-1)
     expected = torch.stack([oracle(model, row.tolist()) for row in idx])  # (B, T, V)
-    logits, loss = model(idx, targets)
+    nothing, loss = model(idx, targets)
+    assert nothing is None
+    logits = all_logits(model, idx)
     torch.testing.assert_close(logits[..., : SMALL.vocab_size], expected, rtol=1e-10, atol=1e-10)
     mean = -expected.log_softmax(-1).gather(-1, targets[..., None]).mean()
     torch.testing.assert_close(loss, mean, rtol=1e-10, atol=0)
@@ -73,10 +81,10 @@ def test_logits_and_loss_equal_an_independent_implementation(bias: bool) -> None
 
 def test_no_position_sees_what_comes_after_it() -> None:
     model, idx = small_gpt(), tokens(1)
-    before = model(idx, idx)[0]
+    before = all_logits(model, idx)
     changed = idx.clone()
     changed[0, 5] = (changed[0, 5] + 1) % SMALL.vocab_size
-    after = model(changed, idx)[0]
+    after = all_logits(model, changed)
     assert torch.equal(before[0, :5], after[0, :5])
     assert not torch.isclose(before[0, 5:, :13], after[0, 5:, :13]).all(dim=-1).any()
 
@@ -84,9 +92,9 @@ def test_no_position_sees_what_comes_after_it() -> None:
 def test_padding_rows_get_no_probability_and_no_gradient() -> None:
     model, idx = small_gpt(), tokens()
     assert model.config.padded_vocab_size == 16
-    logits, loss = model(idx, idx)
+    logits = all_logits(model, idx)
     assert (logits[..., 13:] == -math.inf).all() and logits[..., :13].isfinite().all()
-    loss.backward()
+    model(idx, idx)[1].backward()
     gradient = model.lm_head.weight.grad
     assert (gradient[13:] == 0).all() and (gradient[:13] != 0).any(dim=1).all()
 
@@ -171,6 +179,26 @@ def test_generate_draws_in_proportion_to_the_probabilities() -> None:
     counts = torch.stack([(drawn == token).sum() for token in kept])
     assert counts.sum() == 4000
     torch.testing.assert_close(counts / 4000, expected.float(), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989e12),
+        ("NVIDIA H100 NVL", torch.bfloat16, 835e12),
+        ("NVIDIA H100 PCIe", torch.bfloat16, 756e12),
+        ("NVIDIA H200", torch.bfloat16, 989e12),
+        ("NVIDIA H200 NVL", torch.bfloat16, 835e12),
+        ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312e12),
+        ("NVIDIA H100 80GB HBM3", torch.float32, None),
+        ("NVIDIA GeForce RTX 3090", torch.bfloat16, None),
+    ],
+)
+def test_the_peak_is_that_of_the_card_in_bfloat16(name: str, dtype: torch.dtype, peak: float, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), dtype) == peak
+    assert World(0, 1, torch.device("cuda"), dtype).card == name
+    assert peak_flops(torch.device("cpu"), dtype) is None and World(0, 1, torch.device("cpu"), dtype).card == "cpu"
 
 
 def test_heads_must_divide_the_width() -> None:

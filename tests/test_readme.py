@@ -1,11 +1,16 @@
 """What README.md shows works as it stands there."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -39,7 +44,28 @@ def test_the_rule_of_ones_own_learns_compiled() -> None:
     assert all(value != start[name] for name, value in optimizer.coefficients.items())
 
 
+def test_the_quickstart_samples_from_what_it_trained(tmp_path: Path) -> None:
+    """With a Python that only repeats its arguments, in an environment that counts as installed."""
+    shutil.copy(ROOT / "run", tmp_path)
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    for name, text in (("python", 'echo "$@"'), ("pip", "")):
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+
+    def said(*arguments: str) -> list[str]:
+        command = [tmp_path / "run", "quickstart", *arguments]
+        environment = os.environ | {"PYTHON": sys.executable}
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
+
+    train, sample = "train.py config/quickstart.py", "sample.py --out_dir="
+    assert said() == [train, f"{sample}out/quickstart"]
+    assert said("--seed=1", "--out_dir=out/a b") == [f"{train} --seed=1 --out_dir=out/a b", f"{sample}out/a b"]
+    assert said("--help") == [f"{train} --help"]
+
+
 def test_commands_name_files_that_are_there() -> None:
-    root = Path(__file__).resolve().parents[1]
     for path in re.findall(r"(?:python|train\.py) ([\w/]+\.py)", README) + re.findall(r"\]\(([\w/.]+)\)", README):
-        assert (root / path).exists(), f"README names {path}"
+        assert (ROOT / path).exists(), f"README names {path}"

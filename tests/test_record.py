@@ -1,6 +1,7 @@
 """metrics.csv and config.json, the bar and the lines, and a wandb that may fail in any way."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -75,6 +76,10 @@ def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
         claim(str(out_dir), keep=None)
         assert (out_dir / f"previous-{number}" / "metrics.csv").read_text() == str(number)
         assert not (out_dir / "metrics.csv").exists() and (out_dir / "notes.txt").exists()
+    shutil.rmtree(out_dir / "previous-1")
+    (out_dir / "metrics.csv").write_text("3")
+    claim(str(out_dir), keep=None)
+    assert (out_dir / "previous-3" / "metrics.csv").read_text() == "3"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import checkpoint
+import perplexity
 import sample
 import train
+from model import GPT, GPTConfig
 
 
 @pytest.fixture
@@ -29,6 +33,15 @@ def test_the_seed_fixes_the_texts_and_the_prompt_begins_them(out_dir: str, tmp_p
     assert greedy[0] == greedy[1] == texts(capsys, *arguments, "--top_k=1", "--seed=3")[0]
     (tmp_path / "prompt.txt").write_text("own ")
     assert texts(capsys, *arguments, f"--prompt=file:{tmp_path / 'prompt.txt'}") == first
+
+
+def test_gpt2s_tokens_need_no_data_set(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(perplexity.GPT2Tokenizer, "encode", lambda self, text: np.arange(len(text)))
+    monkeypatch.setattr(perplexity.GPT2Tokenizer, "decode", lambda self, ids: f"{len(ids)} tokens")
+    gpt = GPT(GPTConfig(block_size=8, n_layer=1, n_head=1, n_embd=4))
+    content = {"config": {"dataset": "is not there"}, "model_config": gpt.config.__dict__, "model": gpt.state_dict()}
+    checkpoint.save(tmp_path, 1, None, content, keep=1)
+    assert texts(capsys, f"--out_dir={tmp_path}", "--max_new_tokens=2", "--prompt=abc") == ["5 tokens"]
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,15 @@ def spoil(step, cfg):
     return real(step, cfg)
 train.learning_rate = spoil
 """
+ALONE = """
+import train
+from checkpoint import CheckpointError
+def choose(*args, real=train.checkpoint.choose):
+    if rank == 1:
+        raise CheckpointError("what this machine sees is damaged")
+    return real(*args)
+train.checkpoint.choose = choose
+"""
 LEAVE = """
 import os, signal, train
 real = train.evaluate
@@ -132,7 +141,7 @@ def test_checkpoints_of_parts(corpus: str, tmp_path: Path, capsys) -> None:
         return [*base(corpus, "mada", tmp_path / name), "--parallel=fsdp", "--checkpoint_interval=4",
                 "--keep_checkpoints=9", *changes]  # fmt: skip
 
-    whole, four, two, one, killed, again, full, left, resumed, low = run(
+    whole, four, two, one, killed, again, full, left, resumed, low, alone = run(
         tmp_path,
         (2, argv("whole")),
         (4, argv("moving", "--max_iters=7", "--recompute")),
@@ -144,8 +153,10 @@ def test_checkpoints_of_parts(corpus: str, tmp_path: Path, capsys) -> None:
         (2, argv("left", "--eval_interval=10"), LEAVE),
         (2, argv("left", "--eval_interval=10", "--init_from=auto")),
         (2, argv("low", "--dtype=bfloat16")),
+        (2, argv("alone"), ALONE),
     )
     said = whole["said"]
+    assert "UserWarning" not in said
     for answer in (whole, four, two, one, again, full, resumed, low):
         assert set(answer["codes"]) == {0}, said
 
@@ -177,6 +188,8 @@ def test_checkpoints_of_parts(corpus: str, tmp_path: Path, capsys) -> None:
         if name.endswith("loss") and exact:
             rounded = float(rows(tmp_path / "low")[-1][name])
             assert rounded != float(exact) and rounded == pytest.approx(float(exact), abs=0.01)
+
+    assert alone["codes"][1] == 2 and "train.py: rank 1: what this machine sees is damaged\n" in said
 
     found = checkpoint.newest(tmp_path / "whole")  # the others read the folder itself
     assert sample.main([f"--out_dir={tmp_path / 'whole'}", "--prompt=the ", "--max_new_tokens=5"]) == 0

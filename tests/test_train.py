@@ -18,6 +18,7 @@ import torch
 from outcomes import rows, same, without_seconds
 
 import checkpoint
+import export
 import huggingface
 import sample
 import train
@@ -26,6 +27,8 @@ from model import GPT, GPTConfig
 from parallel import World
 
 ROOT = Path(train.__file__).parent
+TINY = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=2", "--eval_iters=2",
+        "--device=cpu", "--compile=False"]  # fmt: skip
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)
 
 
@@ -194,6 +197,19 @@ def test_a_run_starts_with_weights_and_goes_on_without_them(
     assert line == "init_from='gpt2' and weights='gpt2-xl' are two starts"
 
 
+def test_runs_and_weights_are_told_apart(small: list[str], corpus: str, tmp_path: Path, capsys) -> None:
+    tokens = open_dataset(corpus).vocab_size
+    weights, back = tmp_path / "weights", tmp_path / "back"
+    huggingface.save(GPT(GPTConfig(block_size=16, vocab_size=tokens, n_layer=1, n_head=1, n_embd=4)), weights)
+    assert export.main([f"--folder={weights}", "--from_folder", f"--out_dir={back}", f"--dataset={corpus}"]) == 0
+    line = refused([*small, f"--out_dir={back}", "--init_from=auto"], capsys)
+    assert line.endswith(f" and no run to go on with: start one in another out_dir with --weights={weights}")
+    assert train.main([*small, "--max_iters=1"]) == 0
+    line = refused([*small, f"--init_from={tmp_path / 'run'}", f"--out_dir={tmp_path / 'other'}"], capsys)
+    assert line.startswith(f"{tmp_path / 'run'} is a run of train.py, not") and "--init_from=resume" in line
+    assert not (tmp_path / "other").exists()
+
+
 def refused(argv: list[str], capsys) -> str:
     """The one message of a run that is refused before it does anything."""
     capsys.readouterr()
@@ -222,6 +238,7 @@ def refused(argv: list[str], capsys) -> str:
         (["--dataset=/no/where"], "/no/where"),
         (["--init_from=resume"], "no complete checkpoint in "),
         (["--init_from=gpt5"], "init_from='gpt5' must be scratch, resume, auto, the path of a ckpt_*.pt or .shards, "),
+        (["--init_from=gpt5", "--weights=gpt2"], "init_from='gpt5' must be scratch, resume, auto, the path of"),
         (["--weights=gpt5"], "weights='gpt5' must be gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder with"),
         (["--coefficients_from=/no/where"], "coefficients_from='/no/where' is neither the out_dir nor the record of a"),
         (["--out_dir=/dev/null/run"], "out_dir='/dev/null/run' cannot be written (Not a directory): choose another"),
@@ -233,6 +250,14 @@ def test_bad_input_is_refused_in_one_line(
     line = refused([*small, *arguments], capsys)
     assert message in line and "\n" not in line
     assert not (tmp_path / "run").exists()
+
+
+def test_another_optimizer_is_told_what_to_leave_out_of_its_config_file(corpus: str, tmp_path: Path, capsys) -> None:
+    run = [f"{ROOT}/config/shakespeare_char.py", "--rho=0.5", "--optimizer=adam", "--max_iters=1", *TINY,
+           f"--dataset={corpus}", f"--out_dir={tmp_path / 'run'}"]  # fmt: skip
+    line = refused(run, capsys)
+    assert line.endswith(": for adam add --rho=None --hyper_lr=None --hyper_momentum=0.0") and "\n" not in line
+    assert train.main([*run, *line.partition(" add ")[2].split()]) == 0
 
 
 def test_all_mistakes_of_a_command_line_are_reported_together(small: list[str], capsys) -> None:
@@ -260,8 +285,8 @@ def test_a_checkpoint_is_resumed_by_its_own_model_and_optimizer_only(
     assert files == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     monkeypatch.setattr(train, "GPT", GPT)
     assert train.main([*resume, "--max_iters=8", "--learning_rate=0.5"]) == 0
-    said = "resuming after step 6, max_iters=8 (was 6), eval_interval=6 (was 3), learning_rate=0.5 (was 0.01)"
-    assert said in capsys.readouterr().out
+    said = "resuming after step 6, max_iters=8 (was 6), eval_interval=6 (was 3), learning_rate=0.5 (was 0.01), "
+    assert said + "so the learning rate of step 7 is 0.251 (was 0.001)\n" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_refused(small: list[str], tmp_path: Path, capsys) -> None:
@@ -286,6 +311,10 @@ def test_a_run_starts_from_the_coefficients_that_another_ended_with(small: list[
             assert {name: float(row[name]) for name in final} == final
     problem = refused([*small, f"--coefficients_from={record}", "--optimizer=adam", "--hyper_lr=None"], capsys)
     assert "no coefficient 'beta3'" in problem
+    adam = [*small, f"--out_dir={tmp_path / 'adam'}", "--optimizer=adam", "--hyper_lr=None", "--max_iters=2"]
+    assert train.main(adam) == 0
+    problem = refused([*small, f"--coefficients_from={tmp_path / 'adam'}"], capsys)
+    assert problem.endswith("/adam' has no beta3, rho, c, gamma: it is a run of adam")
     assert train.main([*small, "--max_iters=2", f"--out_dir={tmp_path / 'half'}"]) == 0
     config = tmp_path / "half" / "config.json"
     config.write_text(config.read_text().replace('"max_iters": 2', '"max_iters": 3'))

@@ -21,6 +21,11 @@ def test_shards_join_to_the_text(tiny: Path) -> None:
     assert ds.decode(ds.encode("abc d")) == "abc d"
 
 
+def test_shards_are_opened_once(tiny: Path) -> None:
+    ds = open_dataset(str(tiny))
+    assert ds.train is ds.train and ds.val is ds.val  # a step of a run asks for them
+
+
 def test_windows_cross_shard_borders(tiny: Path) -> None:
     tokens = open_dataset(str(tiny)).train
     whole = tokens.windows(np.array([0]), len(tokens))[0]
