@@ -428,7 +428,7 @@ class RuleOptimizer(Optimizer):
                 raise ValueError(f"{name}: a parameter's state {others} does not fit {shapes}")
         for p, mine in self.state.items():
             for k, target in mine.items():
-                target.copy_(saved[p][k][:1] if k in COLUMNS else share(saved[p][k], p))
+                target.copy_(saved[p][k][:1].clone() if k in COLUMNS else share(saved[p][k], p))  # it may be our own
         for group, its in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in its.items() if k != "params"})
         scalars = state_dict["scalars"]

@@ -12,7 +12,8 @@ OPTIONS = {"lr": 0.01, "beta3": 0.3, "rho": 0.5, "max_grad_norm": 1.0, "hyper_mo
 
 def problem() -> tuple[list[torch.nn.Parameter], list[list[torch.Tensor]]]:
     generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(shape, generator=generator).double()) for shape in ((3, 4), (5,))]
+    shapes = ((40, 30), (5,))  # two rows of the optimizer's matrices, and one
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator).double()) for shape in shapes]
     gradients = [[torch.randn(p.shape, generator=generator).double() for p in params] for _ in range(30)]
     return params, gradients
 

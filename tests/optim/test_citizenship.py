@@ -265,6 +265,17 @@ def test_named_parameters_and_empty_groups_are_accepted() -> None:
         optimizer.load_state_dict(optimizer.state_dict())
 
 
+def test_its_own_state_may_be_loaded() -> None:
+    p = torch.nn.Parameter(torch.ones(3000))  # three rows
+    optimizer = MADA([p], compile=False)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    before = {k: v.clone() for k, v in optimizer.state[p].items()}
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(optimizer.state[p][k], v) for k, v in before.items())
+
+
 def test_the_folder_alone_trains_another_project_s_module(tmp_path: Path) -> None:
     shutil.copytree(Path(optim.__file__).parent, tmp_path / "optim", ignore=shutil.ignore_patterns("__pycache__"))
     program = """
