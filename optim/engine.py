@@ -432,5 +432,6 @@ class RuleOptimizer(Optimizer):
         for group, its in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in its.items() if k != "params"})
         scalars = state_dict["scalars"]
-        now = {k: scalars[k].to(v).clone() for k, v in self._scalars._asdict().items() if k != "fixed"}
+        own = self._scalars._asdict()  # older states counted steps in an int and had no lr_start
+        now = {k: torch.as_tensor(scalars[k]).to(v).clone() for k, v in own.items() if k != "fixed" and k in scalars}
         self._scalars = self._scalars._replace(**now)
