@@ -43,8 +43,7 @@ def main(argv: Sequence[str]) -> int:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                     signal.signal(number, end)
-            chosen = list(EXPERIMENTS.values()) if arguments.name == "all" else [EXPERIMENTS[arguments.name]]
-            return make(chosen, arguments.scale, arguments.only, arguments.jobs)
+            return make(named(arguments.name), arguments.scale, arguments.only, arguments.jobs)
         elif arguments.command == "report":
             from .report import refresh_readme, write_report
 
@@ -72,7 +71,7 @@ def list_experiments() -> None:
     """For each scale: runs that have a record, of how many, and what the missing ones cost."""
     print(f"{'name':14}" + "".join(f"{scale:>24}" for scale in SCALES) + "   title")
     rows = {e.name: (e.title, [e.runs(scale) for scale in SCALES]) for e in EXPERIMENTS.values()}
-    rows["all"] = ("each run once: some are shared", [[*all_runs(EXPERIMENTS.values(), s).values()] for s in SCALES])
+    rows["all"] = ("each run once: some are shared", [[*all_runs(named("all"), s).values()] for s in SCALES])
     for name, (title, scales) in rows.items():
         cells = []
         for runs in scales:
@@ -82,6 +81,10 @@ def list_experiments() -> None:
                 + (f", {cost(absent)} to go" if absent else "")
             )  # fmt: skip
         print(f"{name:14}" + "".join(f"{cell:>24}" for cell in cells) + f"   {title}")
+
+
+def named(name: str) -> list[Experiment]:
+    return [e for e in EXPERIMENTS.values() if e.in_all] if name == "all" else [EXPERIMENTS[name]]
 
 
 def all_runs(chosen: Iterable[Experiment], scale: str) -> dict[str, Run]:

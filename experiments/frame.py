@@ -449,6 +449,7 @@ class Experiment:
     show(scale, records)  blocks of the report from {name: record}, never called without a record
     exact                 done as in the paper, at no smaller scale: a laptop is enough
     with_diverged         whether show() takes records of runs that diverged, too
+    in_all                whether `run all` makes its runs; otherwise it is asked for by its name
     """
 
     name: str
@@ -458,3 +459,4 @@ class Experiment:
     show: Callable[[str, dict[str, Record]], Sequence[Block]]
     exact: bool = False
     with_diverged: bool = False
+    in_all: bool = True

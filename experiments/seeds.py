@@ -1,0 +1,66 @@
+"""Ten seeds for the question that three cannot answer: is learning the coefficients better than keeping them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import language
+from .compare import paired
+from .frame import Block, Experiment, Figure, Record, Table, Text, Training
+from .style import COLORS, axes_of
+from .table2 import losses_of
+
+SEEDS = range(1, 11)  # the first three are table 2's
+KEYS = ("adam", "mada_shakespeare", "avgrad", "mada_rho0", "mada")
+PAIRS = (("mada_shakespeare", "adam"), ("mada_rho0", "avgrad"), ("mada", "adam"), ("avgrad", "adam"))
+KINDS = {"val_loss": "validation loss", "train_loss": "training loss"}
+
+
+def runs(scale: str) -> Sequence[Training]:
+    return [language.run(scale, key, seed) for seed in SEEDS for key in KEYS] if scale == "laptop" else ()
+
+
+def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    losses = losses_of(records, tuple(KINDS))
+    rows, shown = [], []
+    for key, against in PAIRS:
+        pair = f"{language.ROWS[key].label} minus {language.ROWS[against].label}"
+        cells = [pair]
+        for kind in KINDS:
+            first, second = losses[kind].get(against, {}), losses[kind].get(key, {})
+            if (both := paired(first, second)) is None:
+                break
+            lower = sum(second[seed] < first[seed] for seed in first.keys() & second.keys())
+            cells += [str(both), f"{lower} of {both.n}"]
+        else:
+            rows.append(cells)
+            shown.append((pair, key, against))
+
+    def draw(figure: Any) -> None:
+        for axes, (kind, title) in zip(figure.subplots(1, 2, sharey=True), KINDS.items(), strict=True):
+            for i, (pair, key, against) in enumerate(shown):
+                first, second = losses[kind][against], losses[kind][key]
+                points = [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
+                both = paired(first, second)
+                axes.plot(points, [i] * len(points), "o", color=COLORS[i + 1], markersize=5, alpha=0.6, label=pair)
+                if both and both.n > 2:
+                    axes.plot([both.low, both.high], [i + 0.25] * 2, color="black", linewidth=2)
+            axes.axvline(0, color="grey", linewidth=0.8)
+            axes_of(axes, title.capitalize(), "difference, nats per token")
+            axes.set(yticks=range(len(shown)), ylim=(len(shown) - 0.5, -0.5))
+            axes.set_yticklabels([pair.replace(" minus ", "\nminus ") for pair, *_ in shown], fontsize=8)
+
+    header = ["pair, paired over seeds", *(text for kind in KINDS.values() for text in (kind, "lower in"))]
+    caption = "Each dot a seed; bars: 95% confidence interval of the mean. Left of 0, the first of the pair is better."
+    return [Text(language.about(records)), Table(header, rows), Figure("seeds", caption, draw, (9, 3.6))]
+
+
+EXPERIMENT = Experiment(
+    "seeds",
+    "Ten seeds: is learning better than keeping?",
+    "Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?",
+    runs,
+    show,
+    in_all=False,
+)
