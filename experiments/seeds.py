@@ -12,8 +12,10 @@ from .style import COLORS, axes_of
 from .table2 import losses_of
 
 SEEDS = range(1, 11)  # the first three are table 2's
-KEYS = ("adam", "mada_shakespeare", "avgrad", "mada_rho0", "mada")
-PAIRS = (("mada_shakespeare", "adam"), ("mada_rho0", "avgrad"), ("mada", "adam"), ("avgrad", "adam"))
+KEYS = ("adam", "mada_shakespeare", "avgrad", "mada_rho0", "mada", "adam_999")
+# What learning adds to where it starts; then what there is to find: AVGrad remembers longer than Adam's beta2 = 0.95.
+PAIRS = (("mada_shakespeare", "adam"), ("mada_rho0", "avgrad"), ("mada", "adam"), ("avgrad", "adam"),
+         ("adam_999", "adam"), ("avgrad", "adam_999"))  # fmt: skip
 KINDS = {"val_loss": "validation loss", "train_loss": "training loss"}
 
 
