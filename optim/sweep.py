@@ -40,6 +40,8 @@ ONE_LOOP = {
     "cpp.max_horizontal_fusion_size": 1000,
     "cpp.enable_floating_point_contract_flag": "fast",
 }
+# On a GPU the compiler gives a row of 1024 to one warp unless it may try others; the body's registers would not fit.
+TRY_OTHERS = {"max_autotune_pointwise": True}
 
 
 class Sweep:
@@ -80,9 +82,9 @@ class Part(torch.nn.Module):
     """One part of a sweep, compiled at its first arguments. Calls the compiler's back end: the front end would trace
     the trace again and check forty arguments at every step, a third of a millisecond."""
 
-    def __init__(self, graph_module: GraphModule) -> None:
+    def __init__(self, graph_module: GraphModule, options: dict[str, Any]) -> None:
         super().__init__()
-        self.graph_module = graph_module
+        self.graph_module, self.options = graph_module, options
         self.kernel: Callable[..., Any] | None = None
 
     def forward(self, *args: Tensor) -> Any:
@@ -90,7 +92,7 @@ class Part(torch.nn.Module):
             mode = FakeTensorMode(shape_env=ShapeEnv())  # without a ShapeEnv nothing is cached on disk
             fakes: list[Any] = [mode.from_tensor(arg, static_shapes=True) for arg in args]
             with tracing(TracingContext(mode)):
-                self.kernel = torch._inductor.compile(self.graph_module, fakes, options=ONE_LOOP)
+                self.kernel = torch._inductor.compile(self.graph_module, fakes, options=self.options)
         return self.kernel(*args)
 
 
@@ -112,7 +114,8 @@ def split(function: Callable[..., Any], tensors: list[Tensor]) -> GraphModule:
 
     parts = split_module(traced, traced, part.__getitem__)
     for name, graph_module in [*parts.named_children()]:
-        setattr(parts, name, Part(graph_module))  # type: ignore[arg-type]
+        options = ONE_LOOP | TRY_OTHERS if name == f"submod_{BODY}" else ONE_LOOP
+        setattr(parts, name, Part(graph_module, options))  # type: ignore[arg-type]
     return parts
 
 
