@@ -143,9 +143,10 @@ def train(settings: Mapping[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         test = torch.arange(N, len(pixels), device=device)
         right = sum(int((net(batch(part)).argmax(1) == labels[part]).sum()) for part in test.split(1000))
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     return {
         "final": {"accuracy": 100 * right / len(test), "train_loss": losses[-1], **optimizer.coefficients},
-        "train_loss": losses, "data": origin, "device": str(device), "seconds": time.perf_counter() - begun,
+        "train_loss": losses, "data": origin, "device": card, "seconds": time.perf_counter() - begun,
     }  # fmt: skip
 
 

@@ -14,24 +14,24 @@ from .frame import PAPER, Record, Training
 
 @dataclass(frozen=True)
 class Row:
-    """A run: how a table calls it, its config, what it sets otherwise; the rate instead of the scale's, if any."""
+    """A run: how a table calls it, its config and what it sets otherwise."""
 
     label: str
     config: str
     settings: Mapping[str, object] = field(default_factory=dict)
-    learning_rate: float | None = None  # at reduced scale
+    reduced: Mapping[str, object] = field(default_factory=dict)  # what it sets at reduced scale only
     fixed_from: str | None = None  # MADA-FS: the row whose final coefficients it keeps
 
 
 ROWS = {
     "adam": Row("Adam", "gpt2_adam"),
-    "adan": Row("Adan", "gpt2_adan"),
+    "adan": Row("Adan, betas (0.98, 0.92, 0.99)", "gpt2_adan"),
     "hyperadam": Row("HyperAdam", "gpt2_hyperadam"),
-    "lion": Row("Lion", "gpt2_lion", learning_rate=2.5e-4),  # a quarter of the others', as in the paper
+    "lion": Row("Lion, a quarter of the rate", "gpt2_lion", reduced={"learning_rate": 2.5e-4, "min_lr": 2.5e-5}),
     "avgrad": Row("AVGrad", "gpt2_avgrad"),
-    "mada": Row("MADA", "gpt2_mada"),
+    "mada": Row("MADA (from beta3 = 0.9, rho = 0)", "gpt2_mada"),
     "mada_fs": Row("MADA-FS", "gpt2_mada_fs", fixed_from="mada"),
-    "mada_poor": Row("MADA-, from betas (0.7, 0.8)", "gpt2_mada_poor"),
+    "mada_poor": Row("MADA-, from betas (0.7, 0.8), rho = 0", "gpt2_mada_poor"),
     "adam_poor": Row("Adam-, betas (0.7, 0.8)", "gpt2_adam_poor"),
     "mada_rho0": Row("MADA from AVGrad (rho = 0, beta3 = 0)", "gpt2_mada_rho0"),
     "mada_rho0_fs": Row("MADA-FS of it", "gpt2_mada_fs", fixed_from="mada_rho0"),
@@ -55,9 +55,7 @@ def runs(scale: str, keys: Sequence[str]) -> list[Training]:
 def run(scale: str, key: str, seed: int) -> Training:
     """The run of one row and seed."""
     row = ROWS[key]
-    settings = {"seed": seed, **row.settings}
-    if row.learning_rate and scale != "paper":
-        settings["learning_rate"] = row.learning_rate
+    settings = {"seed": seed, **row.settings, **({} if scale == "paper" else row.reduced)}
     return Training(
         f"{key}-{seed}",
         scale,

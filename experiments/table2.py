@@ -12,7 +12,8 @@ from .frame import Block, Experiment, Record, Table, Text, Training
 KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", "adan", "lion", "mada_poor",
         "adam_poor", "mada_fs", "mada_rho0_fs", "medium_adam", "medium_mada")  # fmt: skip
 # Beside Adam: a MADA and where it starts, a MADA-FS and what it keeps the end of.
-PAIRS = (("mada_rho0", "avgrad"), ("mada_fs", "mada"), ("mada_rho0_fs", "mada_rho0"), ("mada_poor", "adam_poor"))
+# MADA- and Adam- are no such pair: MADA- starts at rho = 0, where AVGrad is.
+PAIRS = (("mada_rho0", "avgrad"), ("mada_fs", "mada"), ("mada_rho0_fs", "mada_rho0"))
 
 
 def runs(scale: str) -> Sequence[Training]:
@@ -46,7 +47,9 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
               "paper's validation loss", "paper's, minus Adam's"]  # fmt: skip
     blocks: list[Block] = [
         Text(
-            language.about(records) + " Losses in nats per token at the end; the training loss is the mean over the "
+            language.about(records)
+            + ("" if scale == "paper" else " The learning rate is the scale's, tuned for none of the optimizers.")
+            + " Losses in nats per token at the end; the training loss is the mean over the "
             "batches of the last tenth of the run. The paper's column is another model on another text: compare the "
             "signs, not the numbers."
         ),
