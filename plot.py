@@ -60,11 +60,14 @@ def draw(out_dir: str | Path) -> Path:
     with plt.rc_context(RC):  # type: ignore[arg-type]
         figure, (loss, values, gradients) = plt.subplots(3, 1, figsize=(8, 9), sharex=True, layout="constrained")
         _draw_loss(loss, rows)
+        colors = {name: COEFFICIENTS.get(name, f"C{i}") for i, name in enumerate(names)}
         for i, name in enumerate(names):  # ever thinner, so that equal ones show beneath each other
-            _line(values, rows, name, name, linestyle="-" if name in learned else ":", linewidth=3.2 - 0.3 * i)
+            style = {"linestyle": "-" if name in learned else ":", "linewidth": 3.2 - 0.3 * i}
+            _line(values, rows, name, name, color=colors[name], **style)
         values.set(title="Coefficients" + (" (dotted: fixed)" if len(learned) < len(names) else ""), ylim=(-0.03, 1.03))
         for name in learned:
-            _line(gradients, rows, f"h_{name}", name, linestyle="", marker=".", markersize=4, alpha=0.7)
+            style = {"linestyle": "", "marker": ".", "markersize": 4, "alpha": 0.7}
+            _line(gradients, rows, f"h_{name}", name, color=colors[name], **style)
         sizes = [abs(x) for name in learned for x in _series(rows, f"h_{name}")[1] if x]
         if sizes:  # linear around zero, below the size that most of them exceed
             gradients.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(sorted(sizes)[len(sizes) // 4])))
@@ -90,8 +93,7 @@ def _series(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[fl
 
 
 def _line(axes: Any, rows: list[dict[str, str]], column: str, coefficient: str, **style: Any) -> None:
-    label = SYMBOLS.get(coefficient, coefficient)
-    axes.plot(*_series(rows, column), label=label, color=COEFFICIENTS.get(coefficient, "0.4"), **style)
+    axes.plot(*_series(rows, column), label=SYMBOLS.get(coefficient, coefficient), **style)
 
 
 def _draw_loss(axes: Any, rows: list[dict[str, str]]) -> None:

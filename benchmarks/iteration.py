@@ -8,6 +8,7 @@ median over the rounds. `adamw` is torch.optim.AdamW(fused=True) after torch.nn.
 its allocator held, elsewhere resident memory). Without its data set the model reads random tokens, as fast.
 """
 
+import gc
 import json
 import statistics
 import subprocess
@@ -110,14 +111,17 @@ def main(argv: list[str]) -> None:
     names, device = own["only"].split(","), world.device.type
     made = {name: trainer(name, cfg, world) for name in names}
     times = interleaved({name: made[name][0] for name in names}, device, float(own["seconds"]))
-    _, parameters, flops = made["adamw"]
+    parameters, flops = made["adamw"][1:]
     tokens = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     peak_flops = train.peak_flops(world.device, world.dtype)
     del made
+    gc.collect()  # the children need the memory
+    if device == "cuda":
+        torch.cuda.empty_cache()
     memory = {}
     for name in names:
         command = [sys.executable, "-m", "benchmarks.iteration", f"--alone={name}", *rest]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         memory[name] = json.loads(output.splitlines()[-1])
 
     rows = []

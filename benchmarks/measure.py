@@ -17,9 +17,12 @@ RESULTS = Path(__file__).parent / "results"
 SIX = dict.fromkeys(MADA.learns, 1e-4)  # MADA's coefficients, all learned
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, list[float]]:
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]], device: str, seconds: float, calls: int = 1
+) -> dict[str, list[float]]:
     """Seconds of each call, the contenders called in turn for about `seconds` in all (5 to 200 rounds, after 3 that do
-    not count), so that a machine that slows down does so for all of them."""
+    not count), so that a machine that slows down does so for all of them. Of `calls` in a row the mean: a GPU is waited
+    for once, as in training, where the host runs ahead of it."""
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     times: dict[str, list[float]] = {name: [] for name in contenders}
     rounds, begun = 0, time.perf_counter()
@@ -30,9 +33,10 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], device: str, second
         for name, call in contenders.items():
             wait()
             start = time.perf_counter()
-            call()
+            for _ in range(calls):
+                call()
             wait()
-            times[name].append(time.perf_counter() - start)
+            times[name].append((time.perf_counter() - start) / calls)
         rounds += 1
     return times
 

@@ -96,7 +96,8 @@ def main(argv: list[str]) -> None:
         parallel.leave()
         parallel.end(0)
     seconds = "1" if tiny else own["seconds"]
-    rows = []
+    rows, lost = [], []
+    device = parse(train.Config, rest, train.check, "scale.py").device if rest else "auto"
     print(f"{'case':12} {'parameters':>14} {'tokens/s':>10} {'MFU':>6} {'peak GB':>8} {'counted':>8}")
     for name in own["only"].split(","):
         several = ["torch.distributed.run", "--standalone", f"--nproc_per_node={own['processes']}", "-m"]
@@ -104,16 +105,21 @@ def main(argv: list[str]) -> None:
         command += ["benchmarks.scale", f"--alone={name}", f"--seconds={seconds}"]
         command += ["--tiny"] * tiny + rest
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-        row = {"case": name, **json.loads(output.splitlines()[-1])}
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+        if process.returncode:  # its words are above
+            lost.append(name)
+            continue
+        row = {"case": name, **json.loads(process.stdout.splitlines()[-1])}
         rows.append(row)
         mfu = f"{row['mfu']:.1%}" if row["mfu"] else "-"
         print(f"{name:12} {row['parameters']:14,} {row['tokens_per_second']:10,.0f} {mfu:>6} "
               f"{row['peak_bytes'] / 1e9:8.2f} {row['counted_bytes'] / 1e9:8.2f}", flush=True)  # fmt: skip
-    device = parse(train.Config, rest, train.check, "scale.py").device if rest else "auto"
-    written = write(own["out"] or None, "scale", parallel.resolve(device), rows, config=more,
-                    processes=int(own["processes"]))  # fmt: skip
-    print("written to", written)
+        written = write(own["out"] or None, "scale", parallel.resolve(device), rows, config=more,
+                        processes=int(own["processes"]))  # fmt: skip
+    if rows:
+        print("written to", written)
+    if lost:
+        sys.exit(f"failed: {', '.join(lost)}")
 
 
 if __name__ == "__main__":

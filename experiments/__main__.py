@@ -71,7 +71,7 @@ def list_experiments() -> None:
     """For each scale: runs that have a record, of how many, and what the missing ones cost."""
     print(f"{'name':14}" + "".join(f"{scale:>24}" for scale in SCALES) + "   title")
     rows = {e.name: (e.title, [e.runs(scale) for scale in SCALES]) for e in EXPERIMENTS.values()}
-    rows["all"] = ("each run once: some are shared", [[*all_runs(named("all"), s).values()] for s in SCALES])
+    rows["all"] = ("all but seeds, each shared run once", [[*all_runs(named("all"), s).values()] for s in SCALES])
     for name, (title, scales) in rows.items():
         cells = []
         for runs in scales:
@@ -101,6 +101,9 @@ def cost(runs: Sequence[Run]) -> str:
 def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) -> int:
     """Run what has no record yet; at the paper's scale print the commands instead, but record what is finished."""
     wanted = {name: run for name, run in all_runs(chosen, scale).items() if fnmatch.fnmatch(name, only)}
+    if not wanted:
+        print(f"no run of {', '.join(e.name for e in chosen)} at scale {scale} is called {only!r}", file=sys.stderr)
+        return 2
     absent = [run for run in wanted.values() if read(run) is None]
     print(f"{len(wanted)} runs at scale {scale}, {len(wanted) - len(absent)} recorded, {len(absent)} to go")
     for run in [*absent]:  # a record is committed, a run's folder is not: some need that

@@ -37,7 +37,8 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             paper = PAPER["table3"].get(key, [None] * len(texts))
             cells = [language.ROWS[key].label, str(len(found[key]))]
             for text, value in zip(texts, paper, strict=True):
-                cells += [mean_and_spread([rows[text] for rows in found[key]]), "" if value is None else f"{value:.4f}"]
+                ours = mean_and_spread([rows[text] for rows in found[key]], digits=2)
+                cells += [ours, "" if value is None else f"{value:.4f}"]
             lines.append(cells)
     header = ["optimizer", "n", *(cell for text in texts for cell in (f"perplexity, {text}", "paper"))]
     note = "The protocol is the paper's: every row of a text followed by end-of-text, windows side by side."

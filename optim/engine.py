@@ -117,6 +117,8 @@ class RuleOptimizer(Optimizer):
         table = dict(self.table)
         if hyper_lr is None:
             hyper_lr = {k: table[k].hyper_lr for k in self.learns}
+        if not isinstance(hyper_lr, Mapping):
+            raise ValueError(f"{type(self).__name__}: hyper_lr = {hyper_lr!r} must be a dict such as {{'beta1': 1e-4}}")
         if "lr" in hyper_lr:
             table["lr"] = Coefficient(lr, 0.0, float("inf"), "learning rate")
         if not isinstance(hyper_momentum, Mapping):

@@ -4,11 +4,12 @@ A rule is one pure function of tensors, written elementwise,
 
     advance(q, state, g, t) -> (direction, new_state)
 
-    q      named tuple of the coefficients and constants, tensors that broadcast against x
-    state  named tuple of tensors shaped like x, all zero before the first step; a field is None where the
+    q      named tuple of the coefficients and constants, tensors that broadcast against g
+    state  named tuple of tensors shaped like g, all zero before the first step; a field is None where the
            rule's `parts` say that it is not needed
-    g      the gradient, shaped like x (after clipping by global norm)
-    t      the step, 1, 2, ..., a tensor that broadcasts against x
+    g      the gradient (after clipping by global norm) of all parameters of a dtype, flat and padded with zeros: not
+           the shape of any one of them, so nothing may depend on a norm or a row of a tensor
+    t      the step, 1, 2, ..., a tensor that broadcasts against g
 
 and the engine does x_t = (1 - lr_t * weight_decay) * x_{t-1} - lr_t * direction. It differentiates `direction` with
 respect to whatever in q is learned; nobody writes a derivative.

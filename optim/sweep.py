@@ -40,8 +40,10 @@ ONE_LOOP = {
     "cpp.max_horizontal_fusion_size": 1000,
     "cpp.enable_floating_point_contract_flag": "fast",
 }
-# On a GPU the compiler gives a row of 1024 to one warp unless it may try others; the body's registers would not fit.
-TRY_OTHERS = {"max_autotune_pointwise": True}
+# On a GPU: a body that sums gets eight warps for a row of 1024, not one, whose registers would not hold it. Of nothing
+# else are two ways tried: to try a body that writes, the compiler would keep a second copy of all states.
+SUMS = {"max_autotune_pointwise": True}
+OTHERS = {"triton.autotune_pointwise": False}
 
 
 class Sweep:
@@ -113,9 +115,10 @@ def split(function: Callable[..., Any], tensors: list[Tensor]) -> GraphModule:
         line_up(traced.graph, part, size)
 
     parts = split_module(traced, traced, part.__getitem__)
+    written = any(writes(node.target) for node in traced.graph.nodes)
     for name, graph_module in [*parts.named_children()]:
-        options = ONE_LOOP | TRY_OTHERS if name == f"submod_{BODY}" else ONE_LOOP
-        setattr(parts, name, Part(graph_module, options))  # type: ignore[arg-type]
+        sums = name == f"submod_{BODY}" and not written
+        setattr(parts, name, Part(graph_module, ONE_LOOP | (SUMS if sums else OTHERS)))  # type: ignore[arg-type]
     return parts
 
 
