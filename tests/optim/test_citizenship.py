@@ -321,6 +321,7 @@ BAD = {
     "weight_decay = -0.1": lambda p: Adam(p, weight_decay=-0.1),
     "beta1 = 1.5 must lie in [0, 1]": lambda p: Adam(p, beta1=1.5),
     "beta1 = 1.0 must be below 1": lambda p: Adam(p, beta1=1.0),
+    "hyper_lr = 0.0001 must be a dict such as {'beta1': 1e-4}": lambda p: MADA(p, hyper_lr=1e-4),
     "beta3 = 1.0 must be below 1": lambda p: MADA(p, beta3=1.0, hyper_lr={}),
     "beta2 = 0.999 must lie in [0.501, 0.99] to be learned": lambda p: HyperAdam(p, beta2=0.999),
     "rho = -0.5": lambda p: MADA(p, rho=-0.5),
