@@ -47,7 +47,7 @@ def _version(package: str) -> str | None:
 
 def commit() -> str | None:
     """The commit that runs, with "-dirty" where tracked files differ from it (but for the records that experiments
-    leave); None outside a git checkout."""
+    leave). Outside a git checkout, as in a container: what NANOMADA_COMMIT says, if anything."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -57,7 +57,7 @@ def commit() -> str | None:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)experiments/records")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("NANOMADA_COMMIT")
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

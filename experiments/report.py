@@ -50,7 +50,7 @@ def state(experiment: Experiment) -> list[str]:
 
 def commits(found: Iterable[Record]) -> str:
     """Which versions of this repository made the records."""
-    marks = [str(record["commit"]).partition("-")[::2] for record in found]  # (commit, "dirty" or nothing)
+    marks = [str(record["commit"] or "unknown").partition("-")[::2] for record in found]  # (commit, "dirty" or nothing)
     names = sorted({commit[:7] + ("-dirty" if dirty else "") for commit, dirty in marks})
     note = " (dirty: with changes that were not committed)" if any(dirty for _, dirty in marks) else ""
     return f"made at {'commit' if len(names) == 1 else 'commits'} {', '.join(names)}{note}"
