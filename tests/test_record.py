@@ -65,6 +65,13 @@ def test_config_json_has_config_commit_and_versions(tmp_path: Path) -> None:
         assert content["commit"] is None
 
 
+def test_without_a_checkout_the_environment_may_say_the_commit(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    assert record.commit() is None
+    monkeypatch.setenv("NANOMADA_COMMIT", "abc123")
+    assert record.commit() == "abc123"
+
+
 def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
     out_dir = tmp_path / "deep" / "run"
     claim(str(out_dir), keep=None)
