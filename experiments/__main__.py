@@ -102,7 +102,9 @@ def make(chosen: Sequence[Experiment], scale: str, only: str, jobs: int | None) 
     """Run what has no record yet; at the paper's scale print the commands instead, but record what is finished."""
     wanted = {name: run for name, run in all_runs(chosen, scale).items() if fnmatch.fnmatch(name, only)}
     if not wanted:
-        print(f"no run of {', '.join(e.name for e in chosen)} at scale {scale} is called {only!r}", file=sys.stderr)
+        names = ", ".join(experiment.name for experiment in chosen)
+        like = f" like {only!r}" if only != "*" else ""
+        print(f"{names}: no run{like} at scale {scale} (`list` shows the scales of each)", file=sys.stderr)
         return 2
     absent = [run for run in wanted.values() if read(run) is None]
     print(f"{len(wanted)} runs at scale {scale}, {len(wanted) - len(absent)} recorded, {len(absent)} to go")

@@ -55,7 +55,8 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
     header = ["pair, paired over seeds", *(text for kind in KINDS.values() for text in (kind, "lower in"))]
     caption = "Each dot a seed; bars: 95% confidence interval of the mean. Left of 0, the first of the pair is better."
-    return [Text(language.about(records)), Table(header, rows), Figure("seeds", caption, draw, (9, 3.6))]
+    about = f"{language.about(records)} The first three seeds are table 2's. p is not corrected for {len(PAIRS)} pairs."
+    return [Text(about), Table(header, rows), Figure("seeds", caption, draw, (9, 3.6))]
 
 
 EXPERIMENT = Experiment(
