@@ -245,7 +245,8 @@ def test_what_ends_the_command_ends_the_runs_under_way(tmp_path: Path, number: i
     sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
     start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}"
     program = (
-        "import pathlib, sys; import experiments.__main__ as command; from experiments import frame\n"
+        "import pathlib, signal, sys; import experiments.__main__ as command; from experiments import frame\n"
+        f"signal.signal({int(number)}, signal.SIG_DFL)\n"  # the tests may run under nohup
         f"child = [sys.executable, '-c', {start!r}]\n"
         f"command.make = lambda *given: frame.call(child, pathlib.Path({str(tmp_path / 'log')!r}), {{}})\n"
         "sys.exit(command.main(['run', 'all']))\n"
