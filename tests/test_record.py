@@ -67,6 +67,7 @@ def test_config_json_has_config_commit_and_versions(tmp_path: Path) -> None:
 
 def test_without_a_checkout_the_environment_may_say_the_commit(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    monkeypatch.delenv("NANOMADA_COMMIT", raising=False)
     assert record.commit() is None
     monkeypatch.setenv("NANOMADA_COMMIT", "abc123")
     assert record.commit() == "abc123"
