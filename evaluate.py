@@ -24,14 +24,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-import parallel
-import perplexity
-from checkpoint import CheckpointError
-from configurator import ConfigError, HelpRequested, parse
 from data import DataError, open_dataset, texts
 from data.corpora import ROWS
-from parallel import World
-from perplexity import Stream, Subject, Windows
+from evaluation import perplexity
+from evaluation.perplexity import Stream, Subject, Windows
+from runtime import parallel
+from runtime.checkpoint import CheckpointError
+from runtime.parallel import World
+from runtime.settings import ConfigError, HelpRequested, parse
 
 PROTOCOLS = ("paper", "strided", "lm_eval")
 STANDARD = ("openwebtext", "wikitext2", "lambada", "lambada_openai")  # what `all` means for GPT-2's tokens

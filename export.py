@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import checkpoint
-import huggingface
-from checkpoint import CheckpointError
-from configurator import ConfigError, HelpRequested, parse
+from runtime import checkpoint, huggingface
+from runtime.checkpoint import CheckpointError
+from runtime.settings import ConfigError, HelpRequested, parse
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 import torch
 
-import parallel
-from checkpoint import CheckpointError
-from configurator import ConfigError, HelpRequested, parse
 from data import DataError
-from perplexity import open_subject
+from evaluation.perplexity import open_subject
+from runtime import parallel
+from runtime.checkpoint import CheckpointError
+from runtime.settings import ConfigError, HelpRequested, parse
 
 
 @dataclass(frozen=True)

@@ -27,20 +27,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-import checkpoint
-import huggingface
-import memory
-import parallel
-import signals
-from checkpoint import CheckpointError
-from configurator import ConfigError, HelpRequested, parse
 from data import DataError, Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE, GPTConfig, peak_flops
 from optim import OPTIMIZERS, build_optimizer
-from parallel import World
-from record import Recorder, claim, final_coefficients
-from spikes import Diverged, GoBack, Spikes
-from watch import GO_ON, LOST, Lost
+from runtime import checkpoint, huggingface, memory, parallel, signals
+from runtime.checkpoint import CheckpointError
+from runtime.parallel import World
+from runtime.recorder import Recorder, claim, final_coefficients
+from runtime.settings import ConfigError, HelpRequested, parse
+from runtime.spikes import Diverged, GoBack, Spikes
+from runtime.watchdog import GO_ON, LOST, Lost
 
 COEFFICIENTS = ("beta1", "beta2", "beta3", "rho", "c", "gamma", "eps")
 STARTS = ("scratch", "resume", "auto")
@@ -518,7 +514,7 @@ def train(cfg: Config, world: World, back: GoBack | None = None) -> None:
         recorder.say(f"validation loss {val_loss:.4f} nats per token; unigram entropy of the corpus {entropy:.4f}")
         recorder.close()
         try:
-            from plot import draw  # matplotlib is a second of start-up that only the end needs
+            from runtime.figure import draw  # matplotlib is a second of start-up that only the end needs
 
             print(f"the run is in {cfg.out_dir}, its picture in {draw(cfg.out_dir)}")
         except (ImportError, OSError) as error:

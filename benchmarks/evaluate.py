@@ -19,12 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import huggingface
-import parallel
-import perplexity
 from benchmarks.measure import device_name, interleaved, ratio, write
-from configurator import ConfigError, HelpRequested, parse
+from evaluation import perplexity
 from model import GPT, GPTConfig
+from runtime import huggingface, parallel
+from runtime.settings import ConfigError, HelpRequested, parse
 
 
 @dataclasses.dataclass(frozen=True)

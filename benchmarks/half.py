@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-import parallel
 import train
 from benchmarks.iteration import new_model
 from benchmarks.measure import own_options, write
-from configurator import parse
 from data import open_dataset
 from optim import build_optimizer
+from runtime import parallel
+from runtime.settings import parse
 
 SETS: dict[str, tuple[str, ...]] = {
     "float32": (),

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import parallel
 import train
 from benchmarks.measure import SIX, device_name, interleaved, own_options, ratio, status, write
-from configurator import parse
 from data import DataError, open_dataset
 from model import GPT, GPTConfig
 from optim import build_optimizer
+from runtime import parallel
+from runtime.settings import parse
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "adamw": {},

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
 from benchmarks.measure import write
+from runtime import checkpoint
 
 
 def main(argv: list[str]) -> None:

@@ -23,13 +23,12 @@ from typing import Any
 
 import torch
 
-import memory
-import parallel
 import train
 from benchmarks.iteration import trainer
 from benchmarks.measure import status, write
-from configurator import parse
 from model import GPTConfig
+from runtime import memory, parallel
+from runtime.settings import parse
 
 XL = ["config/finetune_gpt2xl_mada.py", "--weights=None", "--n_layer=48", "--n_head=25", "--n_embd=1600", "--bias=True"]
 CASES: dict[str, tuple[str, list[str]]] = {  # optimizer of benchmarks.iteration, command line of train.py

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-import checkpoint
 from benchmarks.measure import write
-from record import read_metrics
+from runtime import checkpoint
+from runtime.recorder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAT = 0.03  # largest part by which memory may grow from a life's first third to its last

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plot import COEFFICIENTS
+from runtime.figure import COEFFICIENTS
 
 from .compare import mean, mean_and_spread, paired
 from .frame import Block, Computation, Experiment, Record, Run, Table, Text, Training

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from plot import COEFFICIENTS, SYMBOLS
+from runtime.figure import COEFFICIENTS, SYMBOLS
 
 from . import language
 from .frame import POINTS, Block, Experiment, Figure, Record, Table, Text, Training

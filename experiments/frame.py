@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import checkpoint
-import configurator
-from record import COLUMNS, commit, final_coefficients, read_metrics
+from runtime import checkpoint
+from runtime.recorder import COLUMNS, commit, final_coefficients, read_metrics
+from runtime.settings import read_files
 
 from .compare import mean
 from .on_train import saved_last, training_loss
@@ -91,7 +91,7 @@ class Training:
         coefficients from say now: "seed=2, not 1". Raises RuntimeError if there is no such record."""
         if not self.ready():
             raise RuntimeError(f"{self.name}: {self.coefficients_from and self.coefficients_from.name} has no record")
-        asked = configurator.read([ROOT / path for path in self.configs]) | self.all_settings()
+        asked = read_files([ROOT / path for path in self.configs]) | self.all_settings()
         if self.coefficients_from:
             asked |= final_coefficients(str(self.coefficients_from.path), LEARNABLE)
         asked = {key: value for key, value in shortened(asked).items() if key not in ELSEWHERE}

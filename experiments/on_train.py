@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-import checkpoint
 from data import open_dataset, val_starts
-from perplexity import open_subject
+from evaluation.perplexity import open_subject
+from runtime import checkpoint
 
 EVALUATION_BATCHES = 200  # nanoGPT's, and so the paper's, who draw them at random
 TRAIN_TOKENS = {"shakespeare_char": 1_003_854, "shakespeare": 301_966}  # as their prepare.py asserts

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from plot import RC
+from runtime.figure import RC
 
 from .frame import HERE, PAPER, ROOT, SCALES, Block, Experiment, Figure, Record, Run, Table, Text, parted, read, records
 

@@ -1,4 +1,4 @@
-"""How the figures of several runs look; plot.py says the rest."""
+"""How the figures of several runs look; runtime/figure.py says the rest."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def finetune(settings: Mapping[str, Any]) -> Record:
     import torch
 
     from data import open_dataset, train_batch, val_starts
+    from evaluation.perplexity import open_subject
     from optim import build_optimizer
-    from perplexity import open_subject
 
     data = open_dataset("shakespeare", prepare=True)
     model = open_subject(str(ROOT / "out" / "laptop" / settings["base"]), "newest").model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
+from runtime import checkpoint
 
 
 def rows(out_dir: Path) -> list[dict[str, str]]:

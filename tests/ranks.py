@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import torch._dynamo
 
-import sharded  # noqa: F401 (it and the line above here, so that no rank imports them)
 import train
+from runtime import shards  # noqa: F401 (it and the line above here, so that no rank imports them)
 
 torch.set_num_threads(1)
-sys.modules["plot"] = None  # type: ignore[assignment]  # a second of matplotlib at the end of every run
+sys.modules["runtime.figure"] = None  # type: ignore[assignment]  # a second of matplotlib a run
 
 
 def work(rank: int, job: dict, record: Path, build=train.build_optimizer) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-from checkpoint import CheckpointError
+from runtime import checkpoint
+from runtime.checkpoint import CheckpointError
 
 
 def save(folder: Path, step: int, val_loss: float | None = None, keep: int = 100) -> checkpoint.Checkpoint:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from configurator import HelpRequested
+from runtime.settings import HelpRequested
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("config/*.py"), *ROOT.glob("*.py")]

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import evaluate
-import perplexity
 import train
-from configurator import ConfigError, parse
 from data import DataError
 from data.manifest import write_json
 from data.tokenizer import GPT2Tokenizer
+from evaluation import perplexity
 from model import GPT, GPTConfig
-from parallel import World
+from runtime import checkpoint
+from runtime.parallel import World
+from runtime.settings import ConfigError, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import evaluate as ours
-import huggingface
-import perplexity
 from data import texts
 from data.download import mirrored
+from evaluation import perplexity
 from model import GPT, GPTConfig
+from runtime import checkpoint, huggingface
 
 pytest.importorskip("lm_eval", reason="needs the extra `harness`")
 if not mirrored("wiki.test.raw"):
@@ -41,7 +40,7 @@ results = {}
 models = {"hf": ("hf", {"pretrained": str(folder / "hf"), "device": "cpu", "dtype": "float32"})}
 if len(sys.argv) > 2:
     sys.path.append(sys.argv[2])
-    import harness
+    from evaluation import harness
     models["nanomada"] = ("nanomada", {"out_dir": str(folder / "run"), "device": "cpu"})
 for name, (model, arguments) in models.items():
     found = lm_eval.simple_evaluate(model=model, model_args=arguments, tasks=["wikitext_local", "lambada_local"],

@@ -10,16 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import checkpoint
 import export
-import huggingface
-import perplexity
-from checkpoint import CheckpointError
 from data import texts
 from data.download import mirrored
 from data.tokenizer import GPT2Tokenizer
+from evaluation import perplexity
 from model import GPT, GPTConfig
-from parallel import World
+from runtime import checkpoint, huggingface
+from runtime.checkpoint import CheckpointError
+from runtime.parallel import World
 
 SMALL = GPTConfig(block_size=16, vocab_size=101, n_layer=2, n_head=3, n_embd=24, vocab_multiple=64)
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)

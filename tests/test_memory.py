@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import memory
 import train
 from model import GPT, GPTConfig
 from optim import build_optimizer
+from runtime import memory
 
-ROOT = Path(memory.__file__).parent
+ROOT = memory.SCALE.parents[1]
 
 
 @pytest.mark.parametrize("name", memory.OPTIMIZERS)

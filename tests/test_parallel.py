@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import parallel
+from runtime import parallel
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-import perplexity
 from data import DataError, texts
 from data.dataset import Tokens
 from data.download import mirrored
 from data.tokenizer import CharTokenizer
+from evaluation import perplexity
+from evaluation.perplexity import Stream, Windows
 from model import GPT, GPTConfig
-from parallel import World
-from perplexity import Stream, Windows
+from runtime.parallel import World
 
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)
 V = 29

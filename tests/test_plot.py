@@ -6,6 +6,7 @@ import matplotlib.image
 import pytest
 
 import plot
+from runtime import figure
 
 HEADER = "step,tokens,seconds,train_loss,val_loss,lr,grad_norm,beta1,beta2,h_beta1\n"
 ROWS = "".join(f"{s},{s},1,{4 - s / 50},{3 if s % 20 == 0 else ''},0.1,1,{0.9 - s / 1000},0.95,{(-1) ** s * s}\n"
@@ -27,7 +28,7 @@ def run(folder: Path, text: str) -> Path:
     ],
 )
 def test_a_run_becomes_a_picture(tmp_path: Path, text: str) -> None:
-    path = plot.draw(run(tmp_path, text))
+    path = figure.draw(run(tmp_path, text))
     assert path == tmp_path / "figure.png"
     height, width, _ = matplotlib.image.imread(path).shape
     assert (width, height) == (1200, 1350)
@@ -36,7 +37,7 @@ def test_a_run_becomes_a_picture(tmp_path: Path, text: str) -> None:
 
 def test_series_are_the_measured_cells() -> None:
     rows = [{"step": "1", "val_loss": ""}, {"step": "5", "val_loss": "2.5"}]
-    assert plot._series(rows, "val_loss") == ([5], [2.5])
+    assert figure._series(rows, "val_loss") == ([5], [2.5])
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import checkpoint
-import perplexity
 import sample
 import train
+from evaluation import perplexity
 from model import GPT, GPTConfig
+from runtime import checkpoint
 
 
 @pytest.fixture

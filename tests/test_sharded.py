@@ -10,11 +10,11 @@ import pytest
 import torch
 from outcomes import ends_equal, rows, without_seconds
 
-import checkpoint
 import export
-import perplexity
 import sample
 import train
+from evaluation import perplexity
+from runtime import checkpoint
 
 TESTS = Path(__file__).parent
 SIX = ("adam", "avgrad", "adan", "lion", "hyperadam", "mada")
@@ -117,7 +117,7 @@ train.learning_rate = spoil
 """
 ALONE = """
 import train
-from checkpoint import CheckpointError
+from runtime.checkpoint import CheckpointError
 def choose(*args, real=train.checkpoint.choose):
     if rank == 1:
         raise CheckpointError("what this machine sees is damaged")

@@ -12,9 +12,9 @@ import torch
 from outcomes import rows
 from test_survival import ends_equal, in_processes
 
-import checkpoint
 import train
-from spikes import LEAST, WINDOW, Spikes
+from runtime import checkpoint
+from runtime.spikes import LEAST, WINDOW, Spikes
 
 
 def test_a_spike_is_far_above_the_rows_before_it() -> None:

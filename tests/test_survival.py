@@ -16,8 +16,8 @@ import pytest
 import torch
 from outcomes import ends_equal, same, without_seconds
 
-import checkpoint
 import train
+from runtime import checkpoint
 
 ROOT = Path(train.__file__).parent
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}

@@ -17,14 +17,13 @@ import pytest
 import torch
 from outcomes import rows, same, without_seconds
 
-import checkpoint
 import export
-import huggingface
 import sample
 import train
 from data import open_dataset, train_batch, val_starts
 from model import GPT, GPTConfig
-from parallel import World
+from runtime import checkpoint, huggingface
+from runtime.parallel import World
 
 ROOT = Path(train.__file__).parent
 TINY = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=2", "--eval_iters=2",

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-import configurator
 import data
 import experiments
 import train
 from experiments import EXPERIMENTS, ablations, figure8, frame, language, on_train, report, table3, table4
 from experiments.__main__ import main, make
 from experiments.frame import ROOT, Computation, Evaluation, Training, distil, read, write
+from runtime.settings import read_files
 
 RUN = Training("try-1", "laptop", ("config/a.py",), {"seed": 1})
 NAMES = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
@@ -38,7 +38,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def leave(run: Training, until: int | None = None, gain: float = 0.0, **config: object) -> None:
     """What train.py leaves behind: a loss that falls to 1 - gain, coefficients that fall, the last checkpoint."""
     run.out_dir.mkdir(parents=True, exist_ok=True)
-    files = configurator.read([frame.ROOT / path for path in run.configs])
+    files = read_files([frame.ROOT / path for path in run.configs])
     full = {"max_iters": 200, "dataset": "words", "gradient_accumulation_steps": 1, "block_size": 8, "out_dir": "x",
             **files, **run.all_settings(), **config}  # fmt: skip
     if run.coefficients_from:
@@ -344,12 +344,12 @@ def test_the_grid_of_a_gpu_is_the_papers_but_coarser() -> None:
     here = [run for run in figure8.runs("gpu") if isinstance(run, Training)]
     there = {run.configs for run in figure8.runs("paper") if isinstance(run, Training)}
     assert {run.configs for run in here} == there and {*here[0].settings} == {"beta1", "beta2", "seed"}
-    assert configurator.read([ROOT / "config/shakespeare_char.py"])["max_iters"] == 5000
+    assert read_files([ROOT / "config/shakespeare_char.py"])["max_iters"] == 5000
 
 
 def test_lions_rate_is_a_quarter_of_its_scales() -> None:
     for scale, (overlay, *_) in ablations.SCALES.items():
-        rates = configurator.read([ROOT / "config" / f"{overlay}.py"])
+        rates = read_files([ROOT / "config" / f"{overlay}.py"])
         assert ablations.QUARTER[scale] == {name: rates[name] / 4 for name in ("learning_rate", "min_lr")}
         for run in ablations.runs(scale):
             quarter = "learning_rate" in run.settings and isinstance(run, Training)
@@ -357,7 +357,7 @@ def test_lions_rate_is_a_quarter_of_its_scales() -> None:
 
 
 def test_the_runs_of_micro_batches_have_the_size_of_the_others() -> None:
-    said = configurator.read([ROOT / "config/shakespeare_char.py", ROOT / "config/tiny.py"])
+    said = read_files([ROOT / "config/shakespeare_char.py", ROOT / "config/tiny.py"])
     tiny = ablations.TINY
     same = {"max_iters": "steps", "warmup_iters": "warmup", **{name: name for name in (
         "block_size", "batch_size", "learning_rate", "min_lr", "weight_decay")}}  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from watch import Lost, Watch, store_of_torchrun
+from runtime.watchdog import Lost, Watch, store_of_torchrun
 
 # Process groups that were left. They stay: were DistributedDataParallel's the last reference to one, it would be freed
 # with the interpreter locked, while its thread waits for that lock to free a tensor.
@@ -81,8 +81,6 @@ class World:
     def spread(self, model: Any, compiled: bool) -> tuple[Any, Any]:
         """(the model as it runs on this process, the same with gradients that are the mean over all of them)."""
         if self.sharded:
-            from sharded import shard  # two seconds of imports that only this needs
-
             shard(model, self, compiled)
             return model, model
         net = torch.compile(model) if compiled else model
@@ -91,6 +89,27 @@ class World:
     def keeping(self, net: Any) -> AbstractContextManager[Any]:
         """While the gradients of a micro-batch need not travel yet. Sharded ones must: no process has room for all."""
         return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+
+
+def shard(model: Any, world: World, compiled: bool) -> None:
+    """Leave every process a part of each parameter. A block is whole, on all of them, only while it works.
+
+    Parameters and sums of gradients stay float32. In bfloat16 the blocks travel and multiply as such, while embeddings,
+    head and the residual stream remain what autocast makes of float32: the arithmetic of a model that is not sharded,
+    but for the norms inside the blocks, whose weights are rounded too.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # two seconds of imports that only this needs
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    low = world.dtype if world.dtype != torch.float32 else None
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    blocks: Any = model.transformer["h"]
+    for block in blocks:
+        if compiled:
+            block.compile()
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
 
 
 def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:

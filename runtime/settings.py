@@ -92,7 +92,7 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
     return config
 
 
-def read(paths: Iterable[str | Path]) -> dict[str, Any]:
+def read_files(paths: Iterable[str | Path]) -> dict[str, Any]:
     """{name: value} of what config files and their bases say, a later one winning. Raises ConfigError."""
     errors: list[str] = []
     said = {key: value for path in paths for _, key, value in _file_settings(Path(path), errors, ())}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from configurator import ConfigError, HelpRequested, parse, read
+from runtime.settings import ConfigError, HelpRequested, parse, read_files
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def test_files_are_read_as_one_dict(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("steps = 5 * 8\nrate = 1\n")
     (tmp_path / "b.py").write_text('"""Says more."""\nbase = "a.py"\nrate = 2e-3\nrates = {"x": 1 / 4}\n')
     (tmp_path / "c.py").write_text("steps = None\n")
-    assert read([tmp_path / "b.py"]) == {"steps": 40, "rate": 2e-3, "rates": {"x": 0.25}}
-    assert read([tmp_path / "b.py", tmp_path / "c.py"])["steps"] is None
+    assert read_files([tmp_path / "b.py"]) == {"steps": 40, "rate": 2e-3, "rates": {"x": 0.25}}
+    assert read_files([tmp_path / "b.py", tmp_path / "c.py"])["steps"] is None
     with pytest.raises(ConfigError, match=r"nothing\.py: cannot be read"):
-        read([tmp_path / "b.py", tmp_path / "nothing.py"])
+        read_files([tmp_path / "b.py", tmp_path / "nothing.py"])

@@ -65,7 +65,7 @@ def save_shards(out_dir: str | Path, step: int, val_loss: float | None, content:
     """The same by all processes of a sharded run together. Raises OSError on all of them if one could not write."""
     import torch.distributed as dist
 
-    import sharded
+    from runtime import shards
 
     path = Path(out_dir) / f"ckpt_{step:06d}.shards"
     partial = path.with_name(f".{path.name}.tmp")
@@ -80,7 +80,7 @@ def save_shards(out_dir: str | Path, step: int, val_loss: float | None, content:
     if outcome[0]:
         raise outcome[0]
     try:
-        files = sharded.write(partial, {"format": FORMAT, "step": step, **content})
+        files = shards.write(partial, {"format": FORMAT, "step": step, **content})
         if dist.get_rank() == 0:
             try:
                 size = sum(size for size, _ in files.values())
@@ -206,14 +206,14 @@ def _load_file(checkpoint: Checkpoint) -> Any:
 
 
 def _load_shards(checkpoint: Checkpoint, parts: tuple[str, ...]) -> dict[str, Any]:
-    import sharded
+    from runtime import shards
 
     path = checkpoint.path
     files = {name: tuple(facts) for name, facts in _facts(path)["files"].items()}
-    found = sharded.described([path / name for name in files])
+    found = shards.described([path / name for name in files])
     if wrong := [name for name in files if found[name] != files[name]]:
         raise CheckpointError(f"{path} is damaged (sha256 of {wrong[0]} is not that of its json)")
-    return sharded.read(path, parts) | ({} if "model" in parts else {"shards": str(path)})
+    return shards.read(path, parts) | ({} if "model" in parts else {"shards": str(path)})
 
 
 def changes(saved: dict[str, Any], identity: dict[str, Any], config: dict[str, Any]) -> list[str]:
@@ -240,9 +240,9 @@ def restore(saved: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer)
     decay = [group["weight_decay"] for group in optimizer.param_groups]
     try:
         if "shards" in saved:
-            import sharded
+            from runtime import shards
 
-            sharded.fill(Path(saved["shards"]), saved["optimizer"], model, optimizer)
+            shards.fill(Path(saved["shards"]), saved["optimizer"], model, optimizer)
         else:
             own, whole_ones = model.state_dict(), saved.pop("model")
             model.load_state_dict({name: whole(share(t, own[name]), own[name]) for name, t in whole_ones.items()})

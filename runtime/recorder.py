@@ -23,8 +23,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from configurator import ConfigError
+from runtime.settings import ConfigError
 
+ROOT = Path(__file__).parents[1]
 RUN_FILES = (".pt", ".shards", ".json", ".csv", ".png", "wandb", "wandb_id")  # how the names of what a run writes end
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
 Row = dict[str, float | int | None]
@@ -50,7 +51,7 @@ def commit() -> str | None:
     leave). Outside a git checkout, as in a container: what NANOMADA_COMMIT says, if anything."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:

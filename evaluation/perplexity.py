@@ -28,14 +28,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import checkpoint
-import huggingface
-from checkpoint import CheckpointError
 from data import DataError, Tokens, open_dataset
 from data.manifest import file_sha256
 from data.tokenizer import GPT2Tokenizer, Tokenizer, from_manifest
 from model import GPT
-from parallel import World
+from runtime import checkpoint, huggingface
+from runtime.checkpoint import CheckpointError
+from runtime.parallel import World
 
 # Logits held at a time, at most, whatever the batch: 32 MB in float32 is near a CPU's cache, a GPU wants large matmuls
 LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}

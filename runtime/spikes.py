@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from checkpoint import Checkpoint, last_of
+from runtime.checkpoint import Checkpoint, last_of
 
 WINDOW = 100  # rows that a loss is compared with, once there are LEAST of them
 LEAST = 20

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import record
-from configurator import ConfigError
-from record import MetricsFile, Progress, Wandb, claim, read_metrics, write_config
+from runtime import recorder
+from runtime.recorder import MetricsFile, Progress, Wandb, claim, read_metrics, write_config
+from runtime.settings import ConfigError
 
 CONFIG = {"wandb_project": "p", "wandb_run_name": None, "max_iters": 10}
 
@@ -57,7 +57,7 @@ def test_config_json_has_config_commit_and_versions(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["config"] == {"seed": 1} and content["processes"] == 2
     assert content["versions"]["torch"] == torch.__version__
-    root = Path(record.__file__).parent
+    root = recorder.ROOT
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     if head.returncode == 0:
         assert content["commit"].removesuffix("-dirty") == head.stdout.strip()
@@ -66,11 +66,11 @@ def test_config_json_has_config_commit_and_versions(tmp_path: Path) -> None:
 
 
 def test_without_a_checkout_the_environment_may_say_the_commit(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    monkeypatch.setattr(recorder, "ROOT", tmp_path)
     monkeypatch.delenv("NANOMADA_COMMIT", raising=False)
-    assert record.commit() is None
+    assert recorder.commit() is None
     monkeypatch.setenv("NANOMADA_COMMIT", "abc123")
-    assert record.commit() == "abc123"
+    assert recorder.commit() == "abc123"
 
 
 def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from checkpoint import CheckpointError
 from data import DataError
 from data.download import mirrored
 from data.tokenizer import GPT2Tokenizer, gpt2_encoding
 from model import GPT, GPTConfig
+from runtime.checkpoint import CheckpointError
 
 RELEASED = {  # OpenAI's own, in the repositories openai-community/NAME, at these revisions
     "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",  # 124M

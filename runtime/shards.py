@@ -1,4 +1,4 @@
-"""Models whose parameters are spread over the processes (FSDP2), and their parts on disk.
+"""Checkpoints of a model whose parameters are spread over the processes (FSDP2), each process's part a file.
 
 A folder holds one safetensors file of each process, written by torch.distributed.checkpoint, and rest.pt with what all
 of them have. Any number of processes reads it again, each only what it needs. Like every checkpoint it cannot run code:
@@ -17,31 +17,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from model import GPT
-from parallel import World
 
 Facts = dict[str, tuple[int, str]]  # size in bytes and sha256 of each file
-
-
-def shard(model: GPT, world: World, compiled: bool) -> None:
-    """Leave every process a part of each parameter. A block is whole, on all of them, only while it works.
-
-    Parameters and sums of gradients stay float32. In bfloat16 the blocks travel and multiply as such, while embeddings,
-    head and the residual stream remain what autocast makes of float32: the arithmetic of a model that is not sharded,
-    but for the norms inside the blocks, whose weights are rounded too.
-    """
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    low = world.dtype if world.dtype != torch.float32 else None
-    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    blocks: Any = model.transformer["h"]
-    for block in blocks:
-        if compiled:
-            block.compile()
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh)
 
 
 def write(folder: Path, content: dict[str, Any]) -> Facts:

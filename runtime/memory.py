@@ -1,4 +1,4 @@
-"""How much memory a process of a run needs, before it takes any. `python memory.py` writes the table of docs/SCALE.md.
+"""How much memory a process of a run needs, before it takes any. `python -m runtime.memory` writes SCALE.md's table.
 
 Counted, not measured: float32 weights, gradients and states as optim/flat.py lays them out, what DDP and FSDP2 add, and
 the activations that eager PyTorch keeps for the backward pass (torch.compile keeps less). What is left out: the CUDA
@@ -20,7 +20,7 @@ from model import GPT, GPTConfig
 from optim import build_optimizer
 from optim.flat import WIDTH
 
-SCALE = Path(__file__).parent / "docs" / "SCALE.md"
+SCALE = Path(__file__).parents[1] / "docs" / "SCALE.md"
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
 MODELS = {  # with the micro-batch of the table; C = n_embd
     "124M": (GPTConfig(n_layer=12, n_head=12, n_embd=768, vocab_multiple=64), 12),

@@ -1,8 +1,8 @@
 """lm-evaluation-harness drives our checkpoints: its command line, with one more model, `nanomada`.
 
     pip install -c constraints.txt ".[harness]"
-    python harness.py --model nanomada --model_args out_dir=out/gpt2_mada --tasks wikitext,lambada_openai
-    python harness.py --model nanomada --model_args weights=gpt2,dtype=bfloat16 --tasks lambada --batch_size 32
+    python -m evaluation.harness --model nanomada --model_args out_dir=out/gpt2_mada --tasks wikitext,lambada_openai
+    python -m evaluation.harness --model nanomada --model_args weights=gpt2 --tasks lambada --batch_size 32
 
 One process. evaluate.py gives the same numbers for these two tasks, on many processes and without the harness.
 """
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import parallel
-import perplexity
-from checkpoint import CheckpointError
 from data import DataError
-from perplexity import Stream, Windows
+from evaluation import perplexity
+from evaluation.perplexity import Stream, Windows
+from runtime import parallel
+from runtime.checkpoint import CheckpointError
 
 try:
     import lm_eval.models  # noqa: F401 (registers theirs)
@@ -129,7 +129,7 @@ def main() -> int:
     from lm_eval.__main__ import cli_evaluate
 
     # Some of its tasks import Hugging Face's package `evaluate`. In this process that name is theirs.
-    here = [path for path in sys.path if Path(path or ".").resolve() == Path(__file__).resolve().parent]
+    here = [path for path in sys.path if Path(path or ".").resolve() == Path(__file__).resolve().parents[1]]
     sys.path[:] = [path for path in sys.path if path not in here]
     with contextlib.suppress(ImportError):
         import evaluate  # noqa: F401

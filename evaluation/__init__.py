@@ -1,0 +1,1 @@
+"""Perplexity under named protocols, and lm-evaluation-harness's view of our models."""
