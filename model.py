@@ -89,7 +89,7 @@ class LayerNorm(nn.LayerNorm):
 class Block(nn.Module):
     """Pre-norm transformer block: both halves add to the residual stream."""
 
-    recompute = False
+    activation_checkpointing = False
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.recompute and self.training:
+        if self.activation_checkpointing and self.training:
             return checkpoint(self.halves, x, use_reentrant=False)
         return self.halves(x)
 
@@ -165,11 +165,11 @@ class GPT(nn.Module):
             x = block(x)
         return self.transformer["ln_f"](x)
 
-    def recompute(self, on: bool) -> None:
+    def activation_checkpointing(self, on: bool) -> None:
         """Let the blocks keep only their input for the backward pass, which then computes the rest once more."""
         blocks: Any = self.transformer["h"]
         for block in blocks:
-            block.recompute = on
+            block.activation_checkpointing = on
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) -> logits (..., P), those of the padding rows minus infinity."""

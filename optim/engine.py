@@ -84,7 +84,7 @@ class RuleOptimizer(Optimizer):
     Attributes:
         coefficients, hypergradients: {name: float}; reading them waits for the device
         grad_norm: norm of the last gradient before clipping, a 0-D tensor; None where nobody needed it
-        refused: steps in a row, up to the last, refused because the norm was not finite (nothing moves in such a step);
+        skipped: steps in a row, up to the last, skipped because the norm was not finite (nothing moves in such a step);
             a 0-D tensor. Without max_grad_norm and with nothing to learn the norm is not read and a NaN reaches x
 
     Raises ValueError for a name or a number out of place.
@@ -382,7 +382,7 @@ class RuleOptimizer(Optimizer):
         return self._scalars.norm if self._watch else None
 
     @property
-    def refused(self) -> Tensor:
+    def skipped(self) -> Tensor:
         return self._scalars.refused
 
     # ---------------------------------------------------------------------------------------------------- state

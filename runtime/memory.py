@@ -136,8 +136,8 @@ def problem(need: Memory, device: torch.device, compiled: bool) -> str | None:
 
 def advice(batch_size: int) -> str:
     """What to do about it."""
-    return (f"lower batch_size={batch_size}, set --recompute, or spread the model over more processes with "
-            "--parallel=fsdp")  # fmt: skip
+    return (f"lower batch_size={batch_size}, set --activation_checkpointing, or spread the model over more processes "
+            "with --parallel=fsdp")  # fmt: skip
 
 
 def table() -> list[str]:

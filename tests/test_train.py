@@ -330,7 +330,7 @@ def test_a_finished_run_can_be_resumed_and_has_nothing_to_do(small: list[str], t
 
 @pytest.mark.parametrize("optimizer", [[], ["--optimizer=adam", "--hyper_lr=None"]], ids=["mada", "adam"])
 def test_a_run_that_diverges_stops(small: list[str], optimizer: list[str], capsys) -> None:
-    changes = ["--grad_clip=0", "--max_refused=4", "--log_interval=2", "--max_iters=200", *optimizer]
+    changes = ["--grad_clip=0", "--max_skipped=4", "--log_interval=2", "--max_iters=200", *optimizer]
     blow_up = [*small, *changes, "--learning_rate=1e30", "--min_lr=1e30", "--warmup_iters=0", "--eval_interval=1000",
                "--checkpoint_interval=1"]  # fmt: skip
     assert train.main(blow_up) == 3
