@@ -39,8 +39,8 @@ def load(spec: str) -> Any:
     if not colon:
         if spec.lower() in OPTIMIZERS:
             return OPTIMIZERS[spec.lower()]
-        raise ConfigError(f"optimizer={spec!r} is not one of {', '.join(OPTIMIZERS)}{nearest(spec, OPTIMIZERS)}: or "
-                          "name your own, path/to/file.py:ClassName or package:ClassName")  # fmt: skip
+        raise ConfigError(f"optimizer={spec!r} is not one of {', '.join(OPTIMIZERS)}{nearest(spec, OPTIMIZERS, '')}; "
+                          "your own is path/to/file.py:ClassName or package:ClassName")  # fmt: skip
     try:
         module = _load_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # a user's file can fail with anything
@@ -48,7 +48,7 @@ def load(spec: str) -> Any:
     made = getattr(module, name, None)
     if not callable(made):
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise ConfigError(f"optimizer={spec!r}: {place} has no class or function {name!r}{nearest(name, names)}")
+        raise ConfigError(f"optimizer={spec!r}: {place} has no class or function {name!r}{nearest(name, names, '')}")
     return made
 
 
@@ -115,7 +115,9 @@ def adapt(settings: list[Setting]) -> Adapted:
         known = names if field == "coefficients" else [*(rule.learns if elsewhere else names), "lr"] if rule else []
         kept: dict[str, Any] = {}
         for name, value in ({entry: setting.value} if entry else setting.value).items():
-            if name in known or (field == "coefficients" and not rule and not elsewhere):
+            if rule and name in known and field == "coefficients" and type(value) not in (int, float, type(None)):
+                errors.append(f"{setting.where}: {name} must be a number, not {value!r}")
+            elif name in known or (field == "coefficients" and not rule and not elsewhere):
                 kept[name] = own[field].get(name) if value is None else value
             elif setting.layer and value is not None:
                 left_out.setdefault("" if field == "coefficients" else f"{field} of ", {})[name] = None
@@ -176,6 +178,8 @@ def problems(cfg: Any) -> Iterator[tuple[str, str]]:
     fields = "optimizer coefficients learning_rate weight_decay hyper_lr hyper_momentum hyper_start hyper_clip order"
     try:
         learned_and_bytes(cfg)
+    except ConfigError:  # `adapt` said so
+        return
     except (ValueError, TypeError) as error:
         yield fields, f"optimizer={cfg.optimizer}: {error}"
 
