@@ -39,6 +39,7 @@ from runtime.spikes import Rollback, Spikes, Stop, stopped
 class Config:
     """Every setting of a run. The defaults are GPT-2 small on OpenWebText; config/ has one file for each known run."""
 
+    adapt, more_help = staticmethod(optimizers.adapt), staticmethod(optimizers.table)  # the rule owns its settings
     # the run
     out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
     init_from: Annotated[
@@ -307,7 +308,7 @@ def save(run: Run, world: World, val_loss: float | None, pending_loss: float | N
 @program("train.py")
 def main(argv: list[str]) -> int:
     """Exit code 0: done; 2: a mistake; 3: diverged; 4: another process is gone or hangs; 130: stopped by a signal."""
-    cfg = optimizers.load_coefficients(parse(Config, argv, check, "train.py", optimizers.adapt, optimizers.table))
+    cfg = optimizers.load_coefficients(parse(Config, argv, check, "train.py"))
     with parallel.session(cfg) as world:
         outcome = train(cfg, world)
         while isinstance(outcome, Rollback):

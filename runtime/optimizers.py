@@ -98,8 +98,8 @@ def adapt(settings: list[Setting]) -> Adapted:
 
     merged, said_at = dict(own), dict.fromkeys(own, "")
     others: list[Setting] = []
-    left_out: dict[str, dict[str, None]] = {}  # names by field, in order
-    errors: list[str] = []
+    left_out: dict[str, dict[str, None]] = {"": {}}  # names by field, in order
+    errors: dict[str, list[str]] = {field: [] for field in own}
     for setting in settings:
         if not _about_coefficients(setting, names):
             others.append(setting._replace(value=_spec(setting)) if setting.key == "optimizer" else setting)
@@ -108,6 +108,8 @@ def adapt(settings: list[Setting]) -> Adapted:
         if field not in own:  # `beta1 = 0.9`
             field, entry = "coefficients", setting.key
         said_at[field] = setting.where
+        if not entry and field != "coefficients":  # takes the place of all before it, mistakes included
+            errors[field] = []
         if not entry and not isinstance(setting.value, dict):
             merged[field] = own[field] if setting.value is None else setting.value
             continue
@@ -116,20 +118,20 @@ def adapt(settings: list[Setting]) -> Adapted:
         kept: dict[str, Any] = {}
         for name, value in ({entry: setting.value} if entry else setting.value).items():
             if rule and name in known and field == "coefficients" and type(value) not in (int, float, type(None)):
-                errors.append(f"{setting.where}: {name} must be a number, not {value!r}")
+                errors[field].append(f"{setting.where}: {name} must be a number, not {value!r}")
             elif name in known or (field == "coefficients" and not rule and not elsewhere):
                 kept[name] = own[field].get(name) if value is None else value
             elif setting.layer and value is not None:
                 left_out.setdefault("" if field == "coefficients" else f"{field} of ", {})[name] = None
             elif value is not None:
-                errors.append(f"{setting.where}: {_unknown(name, field, spec, names)}")
+                errors[field].append(f"{setting.where}: {_unknown(name, field, spec, names)}")
         whole = field != "coefficients" and not entry and not elsewhere  # a whole dict takes the place of another
         merged[field] = kept if whole or not isinstance(merged[field], dict) else merged[field] | kept
     merged["coefficients"] = {name: value for name, value in merged["coefficients"].items() if value is not None}
-    said = "; ".join(field + ", ".join(left) for field, left in left_out.items())
+    said = "; ".join(field + ", ".join(left) for field, left in left_out.items() if left)
     notes = [f"optimizer={spec} leaves out what the config files say of {said}"] if said else []
     found = [Setting(said_at[field], field, value) for field, value in merged.items()]
-    return Adapted([*others, *found], names, errors, notes)
+    return Adapted([*others, *found], names, [e for of_field in errors.values() for e in of_field], notes)
 
 
 def _spec(setting: Setting) -> str:

@@ -76,15 +76,15 @@ class Adapted(NamedTuple):
     notes: Iterable[str] = ()  # lines for the user who makes no mistake
 
 
-def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple[str, str]]], program: str,
-          adapt: Callable[[list[Setting]], Adapted] = Adapted, help_after: Callable[[], str] = str) -> T:  # fmt: skip
+def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple[str, str]]], program: str) -> T:
     """Fill the dataclass `cls` from argv, the arguments of `program`.
+
+    A static method `cls.adapt`, if there is one, sees all settings in their order before they take effect, and may
+    rename, drop or add some (see `Adapted`); `cls.more_help()` is what --help shows below the fields.
 
     Args:
         check: yields (names of the fields concerned, separated by spaces; what is wrong with them). A complaint about
             a field that is already known to be wrong is left out: it would be about a value nobody gave.
-        adapt: sees all settings in their order before they take effect, and may rename, drop or add some.
-        help_after: what --help shows below the fields.
     Raises:
         ConfigError: everything that is wrong, one line each.
         HelpRequested: for --help or -h.
@@ -92,12 +92,12 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
     arguments = list(argv)
     annotations = typing.get_type_hints(cls, include_extras=True)
     errors: list[str] = []
-    adapted = adapt(list(_settings(arguments, annotations, errors)))
+    adapted = getattr(cls, "adapt", Adapted)(list(_settings(arguments, annotations, errors)))
     errors += adapted.errors
     values, bad = _values(adapted, annotations, cls, errors)
     config = cls(**values)
     if "--help" in arguments or "-h" in arguments:
-        raise HelpRequested(_help(config, annotations, program) + help_after())
+        raise HelpRequested(_help(config, annotations, program) + getattr(cls, "more_help", str)())
     for name, annotation in annotations.items():
         value, low = getattr(config, name), _least(annotation)
         if low is not None and value is not None and value < low and name not in bad:

@@ -59,14 +59,14 @@ def test_running_out_of_memory_is_said_in_one_line(small: list[str], monkeypatch
 
     monkeypatch.setattr(train, "accumulate", full)
     assert train.main(small) == 2
-    said = "train.py: CUDA out of memory. Tried to allocate 1.24 GiB: lower batch_size=4, set --recompute, or spread"
+    said = "train.py: CUDA out of memory. Tried to allocate 1.24 GiB: lower batch_size=4, set --activation"
     assert capsys.readouterr().err.startswith(said)
 
 
 def test_gradients_lie_in_the_optimizers_buffer_from_the_first_step_on(small: list[str], monkeypatch) -> None:
     built, seen = [], []
 
-    def build(*args, real=train.build_optimizer, **kwargs):
+    def build(*args, real=train.optimizers.build, **kwargs):
         built.append(real(*args, **kwargs))
         return built[-1]
 
@@ -76,7 +76,7 @@ def test_gradients_lie_in_the_optimizers_buffer_from_the_first_step_on(small: li
         seen.append(len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == 1)
         return loss
 
-    monkeypatch.setattr(train, "build_optimizer", build)
+    monkeypatch.setattr(train.optimizers, "build", build)
     monkeypatch.setattr(train, "accumulate", accumulate)
     assert train.main([*small, "--max_iters=2"]) == 0
     assert train.main([*small, "--max_iters=3", "--init_from=resume"]) == 0
@@ -95,11 +95,11 @@ def test_the_table_of_the_doc_is_what_the_command_writes() -> None:
     [
         (1, ["adam"]),
         (1, ["mada"]),
-        (1, ["adam", "--recompute", "--batch_size=8"]),
+        (1, ["adam", "--activation_checkpointing", "--batch_size=8"]),
         (1, ["mada", "--dtype=bfloat16", "--batch_size=8"]),
         (2, ["adam"]),
         (2, ["mada", "--parallel=fsdp"]),
-        (2, ["adam", "--parallel=fsdp", "--dtype=bfloat16", "--recompute", "--batch_size=8"]),
+        (2, ["adam", "--parallel=fsdp", "--dtype=bfloat16", "--activation_checkpointing", "--batch_size=8"]),
     ],
 )
 def test_the_peak_of_a_process_is_within_a_tenth(processes: int, settings: list[str]) -> None:

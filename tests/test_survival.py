@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import typing
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from outcomes import ends_equal, same, without_seconds
 
 import train
+from optim import OPTIMIZERS
 from runtime import checkpoint
 
 ROOT = Path(train.__file__).parent
@@ -41,7 +41,8 @@ import ranks
 folder, size, kills, argv = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 rng = random.Random(7)
 DEADLY = '''
-import os, pathlib, signal, checkpoint
+import os, pathlib, signal
+from runtime import checkpoint
 left = [{moment}]
 
 def deadly(owner, name):
@@ -424,13 +425,13 @@ def test_a_second_ctrl_c_ends_at_once(small: list[str]) -> None:
 NAN_ON_ONE_RANK = """
 import json, os, sys, torch, train
 kept, rank, before = [], int(os.environ["RANK"]), {}
-def keep(*args, build=train.build_optimizer, **kwargs):
+def keep(*args, build=train.optimizers.build, **kwargs):
     kept.append(build(*args, **kwargs))
     return kept[-1]
 def spoil(net, tokens, step, cfg, world, real=train.accumulate):
     if step == 6:  # what step 5 left behind
         after = state()
-        json.dump([before["x"] == after, int(kept[-1].refused), after], open(f"{sys.argv[1]}/{rank}.json", "w"))
+        json.dump([before["x"] == after, int(kept[-1].skipped), after], open(f"{sys.argv[1]}/{rank}.json", "w"))
     before["x"] = state()
     if step == 5 and rank == 1:
         handles = [p.register_hook(lambda g: g * float("nan")) for p in net.parameters()]
@@ -441,7 +442,7 @@ def spoil(net, tokens, step, cfg, world, real=train.accumulate):
 def state():
     sums = [p.double().sum().item() for group in kept[-1].param_groups for p in group["params"]]
     return [sums, kept[-1].coefficients]
-train.build_optimizer, train.accumulate = keep, spoil
+train.optimizers.build, train.accumulate = keep, spoil
 train.parallel.end(train.main(sys.argv[2:]))
 """
 
@@ -455,9 +456,6 @@ def test_a_nan_on_one_process_refuses_the_step_on_every_one(small: list[str], tm
     assert ranks[0] == ranks[1]
     untouched, refused, _ = ranks[0]
     assert untouched and refused == 1
-
-
-OPTIMIZERS = typing.get_args(train.OptimizerName)
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.long)], ids=["eager", "compiled"])
