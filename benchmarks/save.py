@@ -19,14 +19,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import write
+from benchmarks.measure import own_options, write
 from runtime import checkpoint
 
 
 def main(argv: list[str]) -> None:
-    own = {"gb": "1", "rounds": "5", "folder": "", "out": ""}
-    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
-    if unknown := [arg for arg in argv if arg.partition("=")[0].removeprefix("--") not in own]:
+    own, unknown = own_options(argv, {"gb": "1", "rounds": "5", "folder": "", "out": ""})
+    if unknown:
         sys.exit(f"error: unknown argument {unknown[0]}: see the head of benchmarks/save.py")
     gb, rounds = float(own["gb"]), int(own["rounds"])
     tensors = {f"t{i}": torch.randn(int(gb * 1e9 / 4 / 32)) for i in range(32)}  # as many as a small model has

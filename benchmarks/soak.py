@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import write
+from benchmarks.measure import own_options, write
 from runtime import checkpoint
 from runtime.recorder import read_metrics
 
@@ -97,9 +97,7 @@ def same(a: object, b: object) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    own = {"hours": "2", "between": "60,300", "seed": "1", "out": ""}
-    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
-    argv = [arg for arg in argv if not any(arg.startswith(f"--{k}=") for k in own)]
+    own, argv = own_options(argv, {"hours": "2", "between": "60,300", "seed": "1", "out": ""})
     shortest, longest = map(float, own["between"].split(","))
     rng = random.Random(int(own["seed"]))
     folder = Path(tempfile.mkdtemp(prefix="soak-"))

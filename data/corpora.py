@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data import preparation
 from data.documents import Documents
 from data.download import fetch, hub_files, mirrored
 from data.manifest import DataError
-from data.preparation import Record, Source
+from data.preparation import ArgumentParser, Record, Source
 from data.tokenizer import GPT2Tokenizer
 
 ROWS = {  # by set and split
@@ -19,6 +18,7 @@ ROWS = {  # by set and split
     "lambada": {"train": 2_662, "val": 4_869, "test": 5_153},
     "lambada_openai": {"test": 5_153},
 }
+PREPARED = {name: list(rows) for name, rows in ROWS.items()} | {"lambada": ["val", "test"]}  # splits, by default
 HUB = {  # repository, revision, folder
     "wikitext2": ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-2-raw-v1"),
     "wikitext103": ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-103-raw-v1"),
@@ -89,25 +89,26 @@ def _rows(name: str, split: str) -> Iterator[str]:
             yield piece.text
 
 
-def prepare(name: str, folder: Path, splits: Sequence[str]) -> None:
-    """Make `folder` GPT-2 tokens of these splits: each row tokenised on its own and followed by end-of-text.
+def source(name: str, splits: Sequence[str] | None = None) -> Source:
+    """GPT-2 tokens of these splits (None: of PREPARED's): each row tokenised on its own, end-of-text after each.
 
     That is the stream of the paper's perplexities (its authors' code); GPT-2's own protocol reads the text unbroken.
     """
-    for split in splits:
+    chosen = PREPARED[name] if splits is None else splits
+    for split in chosen:
         texts(name, split)  # refuse a wrong one before work begins
 
     def records(start: int) -> Iterator[Record]:
-        rows = (Record(split, text) for split in splits for text in texts(name, split))
+        rows = (Record(split, text) for split in chosen for text in texts(name, split))
         return itertools.islice(rows, start, None)
 
-    origin = {"corpus": name, "splits": list(splits)}
-    preparation.prepare(Source(name, GPT2Tokenizer(), records, origin), folder)
+    return Source(name, GPT2Tokenizer(), records, {"corpus": name, "splits": list(chosen)})
 
 
-def main(doc: str | None, name: str, folder: Path, splits: str) -> None:
-    """The command line of one of these sets; `splits` is the default of --splits."""
-    parser = preparation.argument_parser(doc, folder)
-    parser.add_argument("--splits", default=splits, help=f"of {','.join(ROWS[name])} (default: %(default)s)")
-    arguments = parser.parse_args()
-    preparation.run(lambda: prepare(name, arguments.out, arguments.splits.split(",")))
+def main(doc: str | None, file: str) -> None:
+    """The command line of the set in whose folder `file` is."""
+    folder = Path(file).resolve().parent
+    parser = ArgumentParser(doc, folder)
+    default = ",".join(PREPARED[folder.name])
+    parser.add_argument("--splits", default=default, help=f"of {','.join(ROWS[folder.name])} (default: %(default)s)")
+    parser.run(lambda arguments: source(folder.name, arguments.splits.split(",")))
