@@ -1,15 +1,16 @@
-"""lm-evaluation-harness drives our checkpoints: its command line, with one more model, `nanomada`.
+"""lm-evaluation-harness's command line with one more model, `nanomada`, for checkpoints of this project.
 
     pip install -c constraints.txt ".[harness]"
     python -m evaluation.harness --model nanomada --model_args out_dir=out/gpt2_mada --tasks wikitext,lambada_openai
     python -m evaluation.harness --model nanomada --model_args weights=gpt2 --tasks lambada --batch_size 32
 
-One process. evaluate.py gives the same numbers for these two tasks, on many processes and without the harness.
+One process only. evaluate.py gives the same numbers for these two tasks on many processes, without the harness.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
 except ImportError as missing:
-    sys.exit(f'harness.py: lm-evaluation-harness is not here ({missing}): pip install -c constraints.txt ".[harness]"')
+    sys.exit(f'harness.py: lm-evaluation-harness is missing ({missing}): pip install -c constraints.txt ".[harness]"')
 
 
 @register_model("nanomada")
@@ -47,7 +48,7 @@ class NanoMADA(TemplateLM):
         batch_size: int | str = 8,
         device: str | None = None,
         dtype: str = "float32",
-        **_: Any,  # what the harness hands to every model, max_batch_size and such
+        **_: Any,  # arguments that the harness gives to every model, such as max_batch_size
     ) -> None:
         super().__init__()
         self.subject = perplexity.open_subject(out_dir, which, weights)
@@ -71,11 +72,12 @@ class NanoMADA(TemplateLM):
         return self.subject.tokenizer.encode(string).tolist()
 
     def _score(self, ids: list[list[int]], windows: list[tuple[int, int, int]]) -> perplexity.Scores:
-        stream = Stream.of(np.concatenate([np.zeros(0, dtype=np.int64), *map(np.asarray, ids)]), 0)
+        stream = Stream.of(np.array([*itertools.chain(*ids)], dtype=np.int64), 0)
         return perplexity.score(self.model, stream, Windows.of(windows), self.batch_size, self.world, "scoring")
 
     def _loglikelihood_tokens(self, requests: list[tuple], **_: Any) -> list[tuple[float, bool]]:
-        """(log-likelihood, is it the likeliest) of each ((context, continuation), ids of the one, ids of the other)."""
+        """(log-likelihood, whether greedy decoding gives it) of each continuation; a request is ((context,
+        continuation), ids of the context, ids of the continuation)."""
         longest = self.model.config.block_size
         ids, windows, start = [], [], 0
         for _texts, context, continuation in requests:
@@ -91,17 +93,15 @@ class NanoMADA(TemplateLM):
         """Log-likelihood of each document, after an end-of-text."""
         ids, windows, owners, start = [], [], [], 0
         for i, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            ids.append([self.eot_token_id, *tokens])
-            new = list(perplexity.rolling_windows(start, len(tokens), self.model.config.block_size))
+            ids.append([self.eot_token_id, *self.tok_encode(request.args[0])])
+            new = [*perplexity.rolling_windows(start, len(ids[-1]) - 1, self.model.config.block_size)]
             windows += new
             owners += [i] * len(new)
             start += len(ids[-1])
-        sums = np.bincount(owners, weights=self._score(ids, windows).nll, minlength=len(requests))
-        return (-sums).tolist()
+        return (-np.bincount(owners, weights=self._score(ids, windows).nll, minlength=len(requests))).tolist()
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """The likeliest continuation of each context up to the first of its stop texts (or drawn, if so asked)."""
+        """The greedy (or, if asked for, sampled) continuation of each context up to the first of its stop texts."""
         answers = []
         for request in tqdm(requests, disable=disable_tqdm):
             context, settings = request.args
@@ -128,7 +128,7 @@ def main() -> int:
     """The harness's own command line. Exit code 2: a mistake to put right."""
     from lm_eval.__main__ import cli_evaluate
 
-    # Some of its tasks import Hugging Face's package `evaluate`. In this process that name is theirs.
+    # Some tasks import Hugging Face's package `evaluate`: import it first, without our evaluate.py on the path
     here = [path for path in sys.path if Path(path or ".").resolve() == Path(__file__).resolve().parents[1]]
     sys.path[:] = [path for path in sys.path if path not in here]
     with contextlib.suppress(ImportError):

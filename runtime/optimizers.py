@@ -206,12 +206,15 @@ def table() -> str:
 # ------------------------------------------------------------------------------------------------------ optimizers
 
 
-def build(cfg: Any, model: Any, compile: bool | None = None) -> Any:
-    """The optimizer of a run, for the parameters of `model` (its `param_groups(weight_decay)`)."""
+def build(cfg: Any, model: Any, compile: bool | None = None, **more: Any) -> Any:
+    """The optimizer of a run, for the parameters of `model` (its `param_groups(weight_decay)`).
+
+    `more`: keywords of a rule that no setting is about, such as half=("m",).
+    """
     made: Any = load(cfg.optimizer)
     groups = model.param_groups(cfg.weight_decay)
     if is_rule(made):
-        return made(groups, **_rule_arguments(cfg), compile=compile)
+        return made(groups, **_rule_arguments(cfg), compile=compile, **more)
     return TorchOptimizers(_torch_optimizers(made, cfg, groups, model), cfg.learning_rate, cfg.grad_clip or math.inf)
 
 

@@ -134,10 +134,10 @@ def test_each_protocol_reads_its_own_text(gpt2_run: Path) -> None:
 
 
 def test_an_interruption_loses_one_row(gpt2_run: Path, monkeypatch, capsys) -> None:
-    def measure(*arguments):
-        if arguments[:2] == ("lm_eval", "wikitext2"):
+    def measure(job, *rest):
+        if (job.protocol, job.dataset) == ("lm_eval", "wikitext2"):
             raise KeyboardInterrupt
-        return measured(*arguments)
+        return measured(job, *rest)
 
     measured = evaluate.measure
     monkeypatch.setattr(evaluate, "measure", measure)
@@ -152,20 +152,20 @@ def test_an_interruption_loses_one_row(gpt2_run: Path, monkeypatch, capsys) -> N
     assert not list(gpt2_run.glob(".*.tmp"))
 
 
-def test_the_harness_is_refused_a_dtype_that_nothing_here_computes_in(gpt2_run: Path, monkeypatch) -> None:
+def test_the_harness_refuses_an_unknown_dtype(gpt2_run: Path, monkeypatch) -> None:
     for name in ("lm_eval", "lm_eval.models", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # so that it need not be installed
     monkeypatch.setattr(sys.modules["lm_eval.api.model"], "TemplateLM", object, raising=False)
     monkeypatch.setattr(sys.modules["lm_eval.api.registry"], "register_model", lambda _: lambda cls: cls, raising=False)
-    monkeypatch.delitem(sys.modules, "harness", raising=False)
-    adapter = importlib.import_module("harness").NanoMADA
-    monkeypatch.delitem(sys.modules, "harness")
+    monkeypatch.delitem(sys.modules, "evaluation.harness", raising=False)
+    adapter = importlib.import_module("evaluation.harness").NanoMADA
+    monkeypatch.delitem(sys.modules, "evaluation.harness")
     with pytest.raises(DataError, match="dtype='float16' must be auto, float32 or bfloat16"):
         adapter(str(gpt2_run), device="cpu", dtype="float16")
     assert adapter(str(gpt2_run), device="cpu", dtype="bfloat16").world.dtype == torch.bfloat16
 
 
-def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypatch, capsys) -> None:
+def test_missing_data_sets_are_named_and_the_rest_measured(gpt2_run: Path, monkeypatch, capsys) -> None:
     def texts(name: str, split: str):
         if name != "wikitext2":
             raise DataError(f"no network for {name}")
@@ -186,17 +186,18 @@ def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypat
         (["--window=0"], "window=0 must be 1 or more"),
         (["--window=17"], "window=17 is more than the model reads at a time, 16 tokens"),
         (["--stride=17"], "stride=17 leaves out text between windows of 16 tokens"),
-        (["--window=8", "--stride=9"], "stride=9 leaves out text between windows of window=8"),
+        (["--window=8", "--stride=9"], "stride=9 leaves out text between windows of 8 tokens"),
         (["--dataset=wikitext2"], "wikitext2 needs GPT-2's tokens, the model has char tokens"),
         (["--dataset=no_such_set"], "no data set 'no_such_set'"),
         (["--split=valid"], "split='valid' must be train, val or test"),
         (["--protocol=paper", "--split=test"], "has no split 'test'"),
-        (["--json=/no/such/folder/e.json"], "there is no folder '/no/such/folder'"),
+        (["--json=/no/such/folder/e.json"], "/no/such/folder/e.json cannot be written (No such file or directory)"),
+        ([f"--json={'x' * 300}"], "cannot be written (File name too long): name another file with --json"),
         (["--weights=no-weights"], "no weights 'no-weights'"),
         (["--out_dir=no_such_run"], "no complete checkpoint in no_such_run"),
     ],
 )
-def test_mistakes_are_told_in_one_line(run: Path, argv: list[str], message: str, capsys) -> None:
+def test_mistakes_are_reported_in_one_line(run: Path, argv: list[str], message: str, capsys) -> None:
     assert evaluate.main([f"--out_dir={run}", "--device=cpu", *argv]) == 2
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1]
