@@ -10,6 +10,7 @@ One process only. evaluate.py gives the same numbers for these two tasks on many
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import sys
 from pathlib import Path
@@ -132,7 +133,7 @@ def main() -> int:
     here = [path for path in sys.path if Path(path or ".").resolve() == Path(__file__).resolve().parents[1]]
     sys.path[:] = [path for path in sys.path if path not in here]
     with contextlib.suppress(ImportError):
-        import evaluate  # noqa: F401
+        importlib.import_module("evaluate")
     sys.path[:0] = here
     try:
         cli_evaluate()

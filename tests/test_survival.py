@@ -14,24 +14,11 @@ import numpy as np
 import pytest
 import torch
 from outcomes import ends_equal, same, without_seconds
+from processes import ENV, ROOT, TORCHRUN, in_processes
 
 import train
 from optim import OPTIMIZERS
 from runtime import checkpoint
-
-ROOT = Path(train.__file__).parent
-ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
-
-
-def in_processes(folder: Path, *runs: tuple[int, list[str]], patch: str = "") -> None:
-    """Runs of so many processes each, one after another; `patch` is code that each process begins with."""
-    jobs = [{"ranks": size, "argv": argv, "patch": patch} for size, argv in runs]
-    command = [sys.executable, ROOT / "tests" / "ranks.py", folder]
-    done = subprocess.run(command, input=json.dumps(jobs), env=ENV, capture_output=True, text=True,
-                          timeout=300 + 60 * len(runs))  # fmt: skip
-    codes = [json.loads(line)["codes"] for line in done.stdout.splitlines()]
-    assert codes == [size * [0] for size, _ in runs], done.stderr
-
 
 # Two kinds of SIGKILL: from outside after a random time to a random process, and at a random one of the moments that
 # make up a save (each write, sync, rename and deletion, before or after it), which the process sends to itself.
@@ -231,9 +218,6 @@ def test_data_that_is_not_what_was_prepared_is_refused(
 def test_too_little_space_is_said_before_the_start(small: list[str], tiny_disk: Path, capsys) -> None:
     assert train.main([*small, f"--out_dir={tiny_disk / 'run'}", "--keep_checkpoints=100"]) == 2
     assert re.search(r"has 2\.\d MB free, the checkpoints need [\d.]+ MB \(102 of", capsys.readouterr().err)
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 def wait_for(condition, seconds: float = 90) -> None:
