@@ -12,6 +12,7 @@ code 1: something was not equal or not flat.
 """
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -35,37 +36,32 @@ EVERY = 2.0  # seconds between two looks
 def memory(pid: int) -> dict[str, float]:
     """{"resident", "anonymous"}: MB of a process, with and without the pages of mapped files; empty if it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return {}
-    found = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "RssAnon")))
+    found = dict(re.findall(r"^(VmRSS|RssAnon):\s+(\d+)", lines, re.MULTILINE))
     names = {"resident": "VmRSS", "anonymous": "RssAnon"}
-    return {name: round(int(found[key].split()[0]) / 1024, 1) for name, key in names.items() if key in found}
+    return {name: round(int(found[key]) / 1024, 1) for name, key in names.items() if key in found}
 
 
 def live(argv: list[str], out_dir: Path, seconds: float, number: int) -> dict[str, Any]:
     """One life of a run, ended after `seconds` by a signal if it has not ended before."""
     command = [sys.executable, "train.py", *argv, f"--out_dir={out_dir}", "--init_from=auto"]
-    before = newest(out_dir)
-    with (out_dir.parent / f"{out_dir.name}.log").open("ab") as log:
-        begun = time.monotonic()
+    before, samples, begun = newest(out_dir), [], time.monotonic()
+    saved = float("inf")  # when this life's first save was seen
+    with out_dir.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        samples: list[dict[str, float]] = []
-        settled: dict[str, float] = {}  # memory after this life's first save
-        sent = False
         while process.poll() is None:
             time.sleep(EVERY)
-            age = time.monotonic() - begun
-            now = memory(process.pid)
-            if now:
-                samples.append({"seconds": round(age, 1), "step": newest(out_dir), **now})
-                if not settled and newest(out_dir) > max(before, 0):
-                    settled = samples[-1]
-            if age > seconds and not sent:
+            age, step = round(time.monotonic() - begun, 1), newest(out_dir)
+            if now := memory(process.pid):
+                samples.append({"seconds": age, "step": step, **now})
+                saved = min(saved, age if step > max(before, 0) else saved)
+            if age > seconds:
                 process.send_signal(number)
-                sent = True
-    training = [sample for sample in samples if process.returncode or sample["step"] < newest(out_dir)]  # no drawing
-    after = [sample["anonymous"] for sample in training if settled and sample["seconds"] >= settled["seconds"]]
+                seconds = float("inf")
+    end = newest(out_dir) if process.returncode == 0 else float("inf")  # a run that is complete draws its figure then
+    after = [sample["anonymous"] for sample in samples if sample["seconds"] >= saved and sample["step"] < end]
     third = max(1, len(after) // 3)
     growth = mean(after[-third:]) / mean(after[:third]) - 1 if after else 0.0
     return {"from": before, "to": newest(out_dir), "seconds": round(time.monotonic() - begun, 1),
