@@ -68,7 +68,7 @@ def benchmark(cfg: argparse.Namespace) -> None:
         sums["batched"] = total
 
     times = interleaved({"ours": ours, "guide": guide, "batched": batched}, str(world.device), cfg.seconds)
-    for name, total in sums.items():  # the same thing was measured
+    for name, total in sums.items():  # all three measure the same
         assert abs(total / sums["ours"] - 1) < 1e-5, (name, sums)
     found = []
     for name, seconds in times.items():

@@ -1,14 +1,14 @@
-"""A soak: a run that is killed at random again and again, brought back, and compared with one that nobody touched.
+"""Endurance: a run that is killed at random times and resumed, compared with one that was left alone.
 
     python -m benchmarks.soak config/quickstart.py [--key=value ...] [--hours=2] [--between=60,300] [--seed=1]
 
-For `hours`, first the undisturbed run, then one after another: every 60 to 300 seconds (`between`) a signal, three
-times of four SIGKILL and otherwise SIGTERM, and `--init_from=auto` brings the run back. Each run that came to its end
-must have the rows (but for seconds) and the last checkpoint of the undisturbed one, bit by bit. Resident memory is read
-every 2 seconds: from the first save of a life to its last step, what is not the page cache's (mapped tokens, libraries)
-must be as much in the last third of the time as in the first, to 3%: single readings go up and down by as much with
-each save and validation. What the time ends is brought to its end without more kills. Exit
-code 1: something was not equal or not flat.
+First the undisturbed run, then for `hours` one run after another: every 60 to 300 seconds (`between`) a signal, SIGKILL
+three times of four and otherwise SIGTERM, after which `--init_from=auto` resumes it. Each finished run must have the
+rows (except for seconds) and the last checkpoint of the undisturbed one, bit by bit. A "life" is one process of a run.
+Its anonymous memory (without the page cache: mapped tokens, libraries) is read every 2 seconds; from its first save to
+its last step, the mean of the last third of the readings may be at most 3% above that of the first third (saves and
+validations move single readings by as much). The run that is going on when the time is over is finished without more
+kills. Exit code 1: something was not equal or not flat.
 """
 
 import random
@@ -30,7 +30,7 @@ from runtime.recorder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAT = 0.03  # largest part by which memory may grow from a life's first third to its last
-EVERY = 2.0  # seconds between two looks
+EVERY = 2.0  # seconds between two readings
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -60,7 +60,7 @@ def live(argv: list[str], out_dir: Path, seconds: float, number: int) -> dict[st
             if age > seconds:
                 process.send_signal(number)
                 seconds = float("inf")
-    end = newest(out_dir) if process.returncode == 0 else float("inf")  # a run that is complete draws its figure then
+    end = newest(out_dir) if process.returncode == 0 else float("inf")  # after its last step it draws its figure
     after = [sample["anonymous"] for sample in samples if sample["seconds"] >= saved and sample["step"] < end]
     third = max(1, len(after) // 3)
     growth = mean(after[-third:]) / mean(after[:third]) - 1 if after else 0.0
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int:
             bad |= lives[-1]["growth"] > FLAT
             if code == 0:
                 break
-            if code not in (-signal.SIGKILL, 130, -signal.SIGTERM):  # the last: it came before train.py listened
+            if code not in (-signal.SIGKILL, 130, -signal.SIGTERM):  # the last: before train.py handles signals
                 sys.exit(f"error: the run failed: {(folder / f'{out_dir.name}.log').read_text()[-1000:]}")
         unequal = differences(folder / "undisturbed", out_dir)
         bad |= bool(unequal)
@@ -127,6 +127,8 @@ def main(argv: list[str]) -> int:
               flush=True)
         hours = (time.monotonic() - end) / 3600 + float(own["hours"])
         path = write(own["out"] or None, "soak", "cpu", runs, config=argv, hours=round(hours, 3))
+    if len(runs) == 1:
+        sys.exit(f"error: the undisturbed run took all the time: give more than --hours={own['hours']}")
     kills = sum(len(run["lives"]) - 1 for run in runs)
     verdict = "NOT equal or NOT flat" if bad else "all equal, memory flat"
     print(f"{len(runs) - 1} runs, {kills} kills in {hours:.2f} hours: {verdict}; {path}")

@@ -226,7 +226,7 @@ class _Shards:
 def _write_shards(source: Source, shards: _Shards, threads: int) -> None:
     total = sum(source.expected.values()) or None
     records = source.records(shards.state["records"])
-    shards.save()  # so that no shard lies there without it
+    shards.save()  # before any shard, so that an interrupted folder always has it
     with tqdm(desc=source.name, unit="tok", unit_scale=True, total=total, initial=shards.tokens(), disable=None) as bar:
         for count, parts in _encode_in_order(_groups(records), source.tokenizer, threads):
             shards.state["records"] += count
