@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import device_name, interleaved, ratio, write
+from benchmarks.measure import interleaved, ratio, write
+from benchmarks.table import show
 from evaluation import perplexity
 from model import GPT, GPTConfig
 from runtime import huggingface, parallel
@@ -67,19 +68,16 @@ def benchmark(cfg: argparse.Namespace) -> None:
         sums["batched"] = total
 
     times = interleaved({"ours": ours, "guide": guide, "batched": batched}, str(world.device), cfg.seconds)
-    for name, total in sums.items():  # the same thing was measured
+    for name, total in sums.items():  # all three measure the same
         assert abs(total / sums["ours"] - 1) < 1e-5, (name, sums)
     found = []
-    print(f"{gpt.num_parameters():,} parameters, {device_name(str(world.device))}, {len(times['ours'])} rounds of "
-          f"{tokens:,} scored tokens\n\n| way | tok/s (median) | ours is faster by (quartiles) |\n|---|---|---|")
     for name, seconds in times.items():
         median, lower, upper = ratio(times, name, "ours")
         speed = tokens / float(np.median(seconds))
-        print(f"| {name} | {speed:,.0f} | {median:.2f} ({lower:.2f} to {upper:.2f}) |")
         found.append({"way": name, "tokens_per_second": speed, "ratio": [lower, median, upper], "seconds": seconds})
     settings = {k: v for k, v in vars(cfg).items() if k not in ("out", "device")}
     settings |= {"parameters": gpt.num_parameters(), "transformers": transformers.__version__}
-    write(cfg.out, "evaluate", str(world.device), found, **settings)
+    show(write(cfg.out, "evaluate", str(world.device), found, **settings))
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ import sys
 import torch
 
 from benchmarks import training
-from benchmarks.measure import device_name, interleaved, own_options, ratio, status, write
+from benchmarks.measure import interleaved, own_options, ratio, status, write
+from benchmarks.table import show
 from benchmarks.training import new_model  # noqa: F401  (benchmarks/half.py imports it from here)
 
 
@@ -54,20 +55,13 @@ def main(argv: list[str]) -> None:
     memory = {name: peak_memory(name, rest) for name in names}
 
     rows = []
-    print(f"{device_name(device)}, torch {torch.__version__}, {parameters:,} parameters, {tokens:,} tokens a step")
-    titles = f"{'ms':>9} {'x AdamW':>8} {'quartiles':>13} {'tokens/s':>10} {'MFU':>6} {'peak GB':>8} {'+ B/param':>10}"
-    print(f"{'optimizer':20} {titles}")
     for name in names:
-        median, lower, upper = ratio(times, name, "adamw")
-        row = {"optimizer": name, "ms": seconds[name] * 1e3, "adamw": [median, lower, upper],
-               "rounds": len(times[name]), **speeds[name], "peak_bytes": memory[name],
-               "above_adamw": (memory[name] - memory["adamw"]) / parameters}  # fmt: skip
-        rows.append(row)
-        mfu = f"{row['mfu']:.1%}" if row["mfu"] else "-"
-        print(f"{name:20} {row['ms']:9.2f} {median:8.3f} {lower:6.3f}-{upper:6.3f} {row['tokens_per_second']:10,.0f} "
-              f"{mfu:>6} {memory[name] / 1e9:8.2f} {row['above_adamw']:10.1f}")  # fmt: skip
-    written = write(own["out"] or None, "iteration", device, rows, config=rest, parameters=parameters, tokens=tokens)
-    print("written to", written)
+        above = (memory[name] - memory["adamw"]) / parameters
+        rows.append({"optimizer": name, "ms": seconds[name] * 1e3, "adamw": ratio(times, name, "adamw"),
+                     "rounds": len(times[name]), **speeds[name], "peak_bytes": memory[name],
+                     "above_adamw": above})  # fmt: skip
+    about = {"config": rest, "parameters": parameters, "tokens": tokens}
+    show(write(own["out"] or None, "iteration", device, rows, **about))
 
 
 if __name__ == "__main__":

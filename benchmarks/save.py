@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import own_options, write
+from benchmarks.table import show
 from runtime import checkpoint
 
 
@@ -66,12 +67,10 @@ def main(argv: list[str]) -> None:
                 way()
                 times[name].append((time.perf_counter() - begun) / gb)
     rows = []
-    print(f"{gb:g} GB, {rounds} rounds, {torch.get_num_threads()} threads\n{'':30} s/GB, median (quartiles)")
     for name, seconds in times.items():
         lower, median, upper = statistics.quantiles(seconds)
         rows.append({"way": name, "seconds_per_gb": [median, lower, upper]})
-        print(f"{name:30} {median:.3f} ({lower:.3f} to {upper:.3f})")
-    print("written to", write(own["out"] or None, "save", "cpu", rows, gb=gb, rounds=rounds))
+    show(write(own["out"] or None, "save", "cpu", rows, gb=gb, rounds=rounds))
 
 
 if __name__ == "__main__":

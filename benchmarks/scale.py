@@ -52,7 +52,7 @@ def measure(case: str, argv: list[str], seconds: float) -> dict[str, Any]:
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # begins VmHWM anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     times: list[float] = []
     while len(times) < 3 or world.any(sum(times) < seconds):
         start = time.perf_counter()
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
                    f"--alone={name}", f"--seconds={own['seconds']}", *rest]  # fmt: skip
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
         process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-        if process.returncode:  # its words are above
+        if process.returncode:  # its message is above
             failed.append(name)
             continue
         row = {"case": name, **json.loads(process.stdout.splitlines()[-1])}

@@ -1,10 +1,10 @@
-"""Write the tables of docs/BENCHMARKS.md from benchmarks/results/.
+"""Results of the benchmarks as tables: on the terminal, and in docs/BENCHMARKS.md from benchmarks/results/.
 
     python -m benchmarks.table
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,9 @@ def table(caption: str, titles: Iterable[str], rows: Iterable[Iterable[str]]) ->
     return [f"{caption}:", "", *(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))]
 
 
-def spread(quartiles: Sequence[float], digits: int = 2) -> str:
-    """(median, lower, upper) as text; the median alone where the rounds do not differ."""
-    median, lower, upper = (f"{quartile:.{digits}f}" for quartile in quartiles)
-    return f"{median} ({lower} to {upper})" if quartiles[1] < quartiles[2] else median
+def spread(median: float, lower: float, upper: float, *, digits: int = 2) -> str:
+    """Median and quartiles; the median alone where the rounds do not differ."""
+    return f"{median:.{digits}f}" + (f" ({lower:.{digits}f} to {upper:.{digits}f})" if lower < upper else "")
 
 
 def machine(result: Result) -> str:
@@ -51,7 +50,7 @@ def step_table(result: Result) -> list[str]:
     for name, rows in by_name.items():
         last = rows[max(rows)]
         cells = [f"{last['state_bytes']:.0f}", f"{last['traffic_bytes']:.0f}"]
-        cells += [spread(rows[size]["adamw"]) if size in rows else "" for size in sizes]
+        cells += [spread(*rows[size]["adamw"]) if size in rows else "" for size in sizes]
         lines.append([name, *cells, *([f"{last['ms']:.3f}", f"{last['copies']:.2f}"] if gpu else [])])
     titles = ["optimizer", "state, bytes/parameter", "traffic, bytes/parameter"]
     titles += [f"{size:,} parameters" for size in sizes] + (["ms", "times a copy of the traffic"] if gpu else [])
@@ -60,36 +59,47 @@ def step_table(result: Result) -> list[str]:
 
 
 def iteration_table(result: Result) -> list[str]:
+    lines = []
+    for row in result["rows"]:
+        lines.append([row["optimizer"], f"{row['ms']:.1f}", spread(*row["adamw"], digits=3), str(row["rounds"]),
+                      f"{row['tokens_per_second']:,.0f}", f"{row['mfu']:.1%}" if row["mfu"] else "",
+                      f"{row['peak_bytes'] / 1e6:,.0f}", f"{row['above_adamw']:.1f}"])  # fmt: skip
     return table(
         f"A whole training iteration, {' '.join(result['config'])}, {result['parameters']:,} parameters,"
         f" {result['tokens']:,} tokens ({machine(result)})",
-        ["optimizer", "ms", "times AdamW, median (quartiles)", "tokens/s", "rounds", "peak memory, MB"],
-        [[row["optimizer"], f"{row['ms']:.1f}", spread(row["adamw"], 3), f"{row['tokens_per_second']:,.0f}",
-          str(row["rounds"]), f"{row['peak_bytes'] / 1e6:,.0f}"] for row in result["rows"]],
+        ["optimizer", "ms", "times AdamW, median (quartiles)", "rounds", "tokens/s", "MFU", "peak memory, MB",
+         "bytes/parameter above AdamW's"],
+        lines,
     )  # fmt: skip
 
 
-def peers_table(rows: list[Result]) -> list[str]:
-    """The H100's iterations (facts measured at commit daf2ec9, each contender alone on the card)."""
+def peers_table(rows: Iterable[Result]) -> list[str]:
+    """The H100's iterations, of which iteration_peers.jsonl holds nothing but the rows."""
     found = {row["name"]: row for row in rows}
-    base = found["ours_adamw"]["ms_in_a_row"]
+    base, lines = found["ours_adamw"]["ms_in_a_row"], []
+    for name, label in PEERS.items():
+        row = found[name]
+        lines.append([label, f"{row['ms_in_a_row']:.1f}", f"{row['ms_in_a_row'] / base:.3f}", f"{row['tok_s']:,}",
+                      f"{row['mfu']:.1%}", str(row["rounds"]), f"{row['peak_gb']:.2f}"])  # fmt: skip
     return table(
         "A whole training iteration of GPT-2 124M, 5 micro-batches of 12 x 1,024 random tokens, each contender in a"
         " process of its own, ten steps between two waits (NVIDIA H100 80GB HBM3, torch 2.11.0+cu130, commit daf2ec9)",
         ["", "ms", "times our AdamW", "tokens/s", "MFU", "rounds", "peak GB"],
-        [[label, f"{row['ms_in_a_row']:.1f}", f"{row['ms_in_a_row'] / base:.3f}", f"{row['tok_s']:,}",
-          f"{row['mfu']:.1%}", str(row["rounds"]), f"{row['peak_gb']:.2f}"]
-         for label, row in ((label, found[name]) for name, label in PEERS.items())],
-    )  # fmt: skip
+        lines,
+    )
 
 
 def prepare_table(result: Result) -> list[str]:
-    return table(
-        f"Preparation of a data set, medians ({result['device'].split(',')[0]}, {result['workers']} workers)",
-        ["documents, MB", "way", "million tokens/s", "peak memory, MB"],
-        [[f"{row['bytes'] / 1e6:.0f}", row["way"], f"{row['tokens_per_second'] / 1e6:.2f}",
-          f"{row['peak_bytes'] / 1e6:.0f}"] for row in result["rows"]],
-    )  # fmt: skip
+    lines = []
+    for row in result["rows"]:
+        speeds = [run["tokens"] / run["seconds"] / 1e6 for run in row["runs"]]
+        peaks = [run["peak_bytes"] / 1e6 for run in row["runs"]]
+        lines.append([f"{row['bytes'] / 1e6:.0f}", row["way"],
+                      spread(row["tokens_per_second"] / 1e6, min(speeds), max(speeds)),
+                      spread(row["peak_bytes"] / 1e6, min(peaks), max(peaks), digits=0)])  # fmt: skip
+    where = f"{result['device'].split(',')[0]}, {result['workers']} workers"
+    titles = ["documents, MB", "way", "million tokens/s", "peak memory, MB"]
+    return table(f"Preparation of a data set, median (range) of {len(speeds)} rounds ({where})", titles, lines)
 
 
 def evaluate_table(result: Result) -> list[str]:
@@ -97,7 +107,7 @@ def evaluate_table(result: Result) -> list[str]:
     for row in result["rows"]:
         lower, median, upper = row["ratio"]
         speed, rounds = f"{row['tokens_per_second']:,.0f}", str(len(row["seconds"]))
-        lines.append([row["way"], speed, spread([median, lower, upper]), rounds])
+        lines.append([row["way"], speed, spread(median, lower, upper), rounds])
     return table(
         f"Evaluation under `strided`, {result['parameters']:,} parameters, windows of {result['block_size']} tokens,"
         f" beside transformers {result['transformers']} ({machine(result)})",
@@ -106,8 +116,20 @@ def evaluate_table(result: Result) -> list[str]:
     )
 
 
+def save_table(result: Result) -> list[str]:
+    lines = [[row["way"], spread(*row["seconds_per_gb"], digits=3)] for row in result["rows"]]
+    caption = f"A save of {result['gb']:g} GB, {result['rounds']} rounds ({machine(result)})"
+    return table(caption, ["way", "s/GB, median (quartiles)"], lines)
+
+
 TABLES = {"optimizer-step": step_table, "iteration": iteration_table, "prepare": prepare_table,
-          "evaluate": evaluate_table}  # fmt: skip
+          "evaluate": evaluate_table, "save": save_table}  # fmt: skip
+
+
+def show(path: Path) -> None:
+    """Print the table of a result that has just been written."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    print("\n".join(TABLES[result["benchmark"]](result)), f"\n\nwritten to {path}")
 
 
 def tables() -> str:

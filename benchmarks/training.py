@@ -15,7 +15,7 @@ from optim import build_optimizer
 from runtime import memory, parallel
 from runtime.settings import parse
 
-CONTENDERS: dict[str, dict[str, Any]] = {  # the optimizer is what comes before the first _
+CONTENDERS: dict[str, dict[str, Any]] = {  # the name up to the first _ is the optimizer's
     "adamw": {},
     "adam": {},
     "mada": {"hyper_lr": SIX},

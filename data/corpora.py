@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.documents import Documents
 from data.download import fetch, hub_files, mirrored
-from data.manifest import DataError
+from data.manifest import DataError, reading
 from data.preparation import ArgumentParser, Record, Source
 from data.tokenizer import GPT2Tokenizer
 
@@ -56,15 +56,16 @@ def texts(name: str, split: str) -> Iterator[str]:
         raise DataError(f"no evaluation set {name!r}; there are: {', '.join(ROWS)}")
     if split not in ROWS[name]:
         raise DataError(f"{name} has no split {split!r}; it has: {', '.join(ROWS[name])}")
-    return _checked(name, split)  # a generator of its own, so that a wrong name is refused by the call
+    return _checked(name, split)  # another generator, so that a wrong name is refused at the call
 
 
 def _checked(name: str, split: str) -> Iterator[str]:
     count, digest = 0, hashlib.sha256()
-    for text in _rows(name, split):
-        count += 1
-        digest.update((text + "\n" if name == "lambada" else text or " \n").encode())
-        yield text
+    with reading(f"{name}, split {split},"):
+        for text in _rows(name, split):
+            count += 1
+            digest.update((text + "\n" if name == "lambada" else text or " \n").encode())
+            yield text
     pinned = TEST_SHA256.get(name) if split == "test" else None
     if count != ROWS[name][split] or pinned not in (None, digest.hexdigest()):
         raise DataError(
@@ -78,7 +79,7 @@ def _rows(name: str, split: str) -> Iterator[str]:
         for line in fetch(*LAMBADA_OPENAI).read_text(encoding="utf-8").split("\n")[:-1]:
             yield json.loads(line)["text"]
     elif split == "test" and (file := mirrored(TEST_FILE[name])):
-        with file.open(encoding="utf-8", newline="\n") as lines:
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for line in lines:
                 yield line.removesuffix("\n") if name == "lambada" else line if line.strip() else ""
     else:

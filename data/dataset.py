@@ -90,7 +90,7 @@ class Dataset:
             raise DataError(f"{self.folder} has no split {name!r}; it has: {has}")
         return Tokens([self.folder / shard["file"] for shard in shards], self.vocab_size, f"{self.name}/{name}")
 
-    @cached_property  # a step asks for it: opening every shard takes longer than reading a batch
+    @cached_property  # every step uses it: opening all shards takes longer than reading a batch
     def train(self) -> Tokens:
         return self.split("train")
 
@@ -123,12 +123,12 @@ def open_dataset(name: str, prepare: bool = False, verify: bool = False) -> Data
         if not (folder / "manifest.json").is_file():
             if not (folder / "prepare.py").is_file() or folder.parent.resolve() != FOLDER:
                 known = ", ".join(sorted(recipe.parent.name for recipe in FOLDER.glob("*/prepare.py")))
-                raise DataError(
-                    f"no data set {name!r}: neither a prepared folder (with manifest.json) nor one of {known}"
-                )
+                places = f"neither a prepared folder (with manifest.json) nor one of {known}"
+                raise DataError(f"no data set {name!r}: {places}")
             recipe = importlib.import_module(f"data.{folder.name}.prepare")
             if not (prepare and recipe.SMALL):
-                raise DataError(f"the data set {name} is not prepared: run `python data/{folder.name}/prepare.py`")
+                command = f"python data/{folder.name}/prepare.py"
+                raise DataError(f"the data set {folder.name} is not prepared: run `{command}`")
             preparation.prepare(recipe.source(), folder)
         dataset = Dataset(folder)
         if verify:

@@ -139,7 +139,7 @@ def _naming(path: Path) -> Iterator[None]:
     except Exception as e:
         import pyarrow
 
-        if isinstance(e, OSError) and e.errno is not None:  # the system's, not a decompressor's
+        if isinstance(e, OSError) and e.errno is not None:  # from the system, not from a decompressor
             raise DataError(f"{path} cannot be read: {e.strerror}") from None
         if isinstance(e, UnicodeError) and path.suffix != ".parquet":
             raise DataError(f"{path} is not UTF-8 ({e}): convert it, for example with iconv") from None
@@ -181,7 +181,7 @@ class Documents:
             if path.suffix == ".parquet" and not self.skip_bad and count < start:
                 with _naming(path):
                     rows = _open_parquet(path).metadata.num_rows
-                if count + rows <= start:  # the file's footer tells: no need to read it
+                if count + rows <= start:  # known from the file's footer: no need to read it
                     count, document = count + rows, document + rows
                     continue
             before, position = count, 0
@@ -209,7 +209,7 @@ class Documents:
             while chunk := f.read(self._piece_chars):
                 text += chunk
                 borders = [border.start() for border in BORDER.finditer(text, max(len(text) - 4096, 1))]
-                if borders or len(text) > 16 * self._piece_chars:  # without any border: somewhere
+                if borders or len(text) > 16 * self._piece_chars:  # no border: cut anywhere
                     cut = borders[-1] if borders else len(text) - 1
                     yield text[:cut], False, raw.tell() / size
                     text = text[cut:]

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -47,29 +47,17 @@ class Record(NamedTuple):
 
 @dataclass
 class Source:
-    """What a data set is made from.
-
-    Attributes:
-        name: of the data set.
-        tokenizer: turns texts into ids.
-        records: the stream of records from the n-th on, the same in every run.
-        origin: where the text comes from, for the manifest; an interrupted preparation goes on only with an equal one.
-        expected: tokens by split, or in "all", where they are known; asserted at the end.
-        required: splits that may not come out empty.
-        fraction: how much of the stream has been read, in [0, 1], where that is known; for the time left.
-        skipped: how many bad documents were left out, if any may be.
-        disk_bytes: that will be needed, about.
-    """
+    """What a data set is made from."""
 
     name: str
     tokenizer: Tokenizer
-    records: Callable[[int], Iterator[Record]]
-    origin: dict[str, Any]
-    expected: dict[str, int] = field(default_factory=dict)
-    required: tuple[str, ...] = ()
-    fraction: Callable[[], float] | None = None
-    skipped: Callable[[], int] | None = None
-    disk_bytes: int = 0
+    records: Callable[[int], Iterator[Record]]  # the stream of records from the n-th on, the same in every run
+    origin: dict[str, Any]  # of the text; an interrupted preparation is continued only from an equal one
+    expected: dict[str, int] = field(default_factory=dict)  # tokens by split or in "all", asserted at the end
+    required: tuple[str, ...] = ()  # splits that may not come out empty
+    fraction: Callable[[], float] | None = None  # of the stream that has been read, in [0, 1]; for the time left
+    skipped: Callable[[], int] | None = None  # bad documents that were left out
+    disk_bytes: int = 0  # that will be needed, about
 
 
 def prepare(
@@ -182,7 +170,7 @@ class _Shards:
 
     def __init__(self, folder: Path, recipe: dict[str, Any], size: int):
         self.folder, self.size = folder, size  # size: tokens of a full shard
-        self._open: dict[str, BinaryIO] = {}  # by split
+        self._written: set[Path] = set()  # since the last save
         self.state: dict[str, Any] = {"recipe": json.loads(json.dumps(recipe)), "records": 0, "splits": {}}
         if (progress := folder / "progress.json").exists():
             try:
@@ -214,62 +202,42 @@ class _Shards:
         """Append to a split; whether that filled a shard."""
         its = self.state["splits"].setdefault(split, {"documents": 0, "tokens": 0})
         its["documents"] += documents
-        filled = False
+        full = its["tokens"] // self.size
         while len(ids):
             inside = its["tokens"] % self.size  # of the open shard
-            if split not in self._open:
-                path, _ = self.files(split, its["tokens"] + 1)[-1]
-                self._open[split] = path.open("ab" if inside else "wb")
+            path, _ = self.files(split, its["tokens"] + 1)[-1]
             part = ids[: self.size - inside]
-            self._open[split].write(part.tobytes())
+            with path.open("ab" if inside else "wb") as file:
+                file.write(part.tobytes())
+            self._written.add(path)
             its["tokens"] += len(part)
             ids = ids[len(part) :]
-            if inside + len(part) == self.size:
-                self._sync(split)
-                self._open.pop(split).close()
-                filled = True
-        return filled
-
-    def _sync(self, split: str) -> None:
-        self._open[split].flush()
-        os.fsync(self._open[split].fileno())
+        return its["tokens"] // self.size > full
 
     def save(self) -> None:
         """Bring everything that was written to the disk, and then say so in progress.json."""
-        for split in self._open:
-            self._sync(split)
+        for path in self._written:
+            with path.open("ab") as file:
+                os.fsync(file.fileno())
+        self._written.clear()
         manifests.write_json(self.folder / "progress.json", self.state)
-
-    def close(self) -> None:
-        for file in self._open.values():
-            file.close()
-
-
-class _Batch(NamedTuple):
-    records: int
-    ids: dict[str, np.ndarray]  # by split: uint16 (tokens,)
-    documents: dict[str, int]  # by split
 
 
 def _write_shards(source: Source, shards: _Shards, threads: int) -> None:
     total = sum(source.expected.values()) or None
-    bar = tqdm(desc=source.name, unit="tok", unit_scale=True, total=total, initial=shards.tokens(), disable=None)
-    groups = _groups(source.records(shards.state["records"]))
-    shards.save()  # so that no shard lies there without it
-    try:
-        for batch in _encode_in_order(groups, source.tokenizer, threads):
-            shards.state["records"] += batch.records
-            if any([shards.write(split, ids, batch.documents[split]) for split, ids in batch.ids.items()]):
+    records = source.records(shards.state["records"])
+    shards.save()  # before any shard, so that an interrupted folder always has it
+    with tqdm(desc=source.name, unit="tok", unit_scale=True, total=total, initial=shards.tokens(), disable=None) as bar:
+        for count, parts in _encode_in_order(_groups(records), source.tokenizer, threads):
+            shards.state["records"] += count
+            if any([shards.write(split, ids, documents) for split, (ids, documents) in parts.items()]):
                 shards.save()
                 if bar.disable:  # no terminal: a line a shard for the log
                     print(f"{source.name}: {shards.tokens():,} tokens are written", file=sys.stderr)
             if source.fraction and (read := source.fraction()) > 0:  # of the text; the tokens are a little behind
                 bar.total = int(shards.tokens() / read)
-            bar.update(sum(map(len, batch.ids.values())))
-        shards.save()
-    finally:
-        bar.close()
-        shards.close()
+            bar.update(sum(len(ids) for ids, _ in parts.values()))
+    shards.save()
 
 
 def _groups(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -285,9 +253,13 @@ def _groups(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield group
 
 
-def _encode_in_order(groups: Iterator[list[Record]], tokenizer: Tokenizer, threads: int) -> Iterator[_Batch]:
+# of a group: records, and by split the ids, uint16 (tokens,), and how many documents end in them
+Encoded = tuple[int, dict[str, tuple[np.ndarray, int]]]
+
+
+def _encode_in_order(groups: Iterator[list[Record]], tokenizer: Tokenizer, threads: int) -> Iterator[Encoded]:
     """Encode on `threads` threads (tiktoken leaves the interpreter lock while it works), a few groups ahead."""
-    pending: deque[Future[_Batch]] = deque()
+    pending: deque[Future[Encoded]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
     try:
         for group in groups:
@@ -300,41 +272,29 @@ def _encode_in_order(groups: Iterator[list[Record]], tokenizer: Tokenizer, threa
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(group: list[Record], tokenizer: Tokenizer) -> _Batch:
-    parts: dict[str, list[np.ndarray]] = {}
-    documents: dict[str, int] = {}
+def _encode(group: list[Record], tokenizer: Tokenizer) -> Encoded:
     end = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=DTYPE)
+    parts: dict[str, list[np.ndarray]] = {}
     for split, text, ends in group:
-        parts.setdefault(split, []).append(tokenizer.encode(text))
-        if ends:
-            parts[split].append(end)
-        documents[split] = documents.get(split, 0) + ends
-    return _Batch(len(group), {split: np.concatenate(ids) for split, ids in parts.items()}, documents)
+        parts.setdefault(split, []).extend([tokenizer.encode(text), *([end] if ends else [])])
+    documents = {split: sum(record.ends for record in group if record.split == split) for split in parts}
+    return len(group), {split: (np.concatenate(ids), documents[split]) for split, ids in parts.items()}
 
 
 def _write_manifest(source: Source, shards: _Shards) -> None:
-    splits: dict[str, Any] = {}
-    counts: dict[str, np.ndarray] = {}
+    tokenizer, splits = source.tokenizer, {}
+    counts = {split: np.zeros(tokenizer.vocab_size, dtype=np.int64) for split in shards.state["splits"]}
     for split, its in shards.state["splits"].items():
-        files = shards.files(split, its["tokens"])
-        read = [manifests.read_through(path, source.tokenizer.vocab_size) for path, _ in files]
-        counts[split] = sum((found for _, found in read), np.zeros(source.tokenizer.vocab_size, dtype=np.int64))
-        entries = [
-            {"file": path.name, "tokens": tokens, "sha256": sha256}
-            for (path, tokens), (sha256, _) in zip(files, read, strict=True)
-        ]
+        entries = []
+        for path, tokens in shards.files(split, its["tokens"]):
+            sha256, found = manifests.read_through(path, tokenizer.vocab_size)
+            counts[split] += found
+            entries.append({"file": path.name, "tokens": tokens, "sha256": sha256})
         splits[split] = {"tokens": its["tokens"], "documents": its["documents"], "shards": entries}
-    manifest: dict[str, Any] = {
-        "format": manifests.FORMAT,
-        "name": source.name,
-        "tokenizer": source.tokenizer.name,
-        "vocab_size": source.tokenizer.vocab_size,
-        "dtype": DTYPE.name,
-        "source": source.origin,
-        "splits": splits,
-    }
-    if isinstance(source.tokenizer, CharTokenizer):
-        manifest["vocabulary"] = source.tokenizer.vocabulary
+    about = {"format": manifests.FORMAT, "name": source.name, "dtype": DTYPE.name, "source": source.origin}
+    manifest = about | {"tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size, "splits": splits}
+    if isinstance(tokenizer, CharTokenizer):
+        manifest["vocabulary"] = tokenizer.vocabulary
     line = ", ".join(f"{split} {its['tokens']:,} tokens" for split, its in splits.items())
     if source.skipped:
         manifest["skipped"] = source.skipped()

@@ -96,7 +96,7 @@ def source(
         required=("train", "val"),
         fraction=documents.fraction,
         skipped=lambda: documents.skipped,
-        disk_bytes=sum(sizes.values()) * (2 if separator else 1) // 2,  # a token of English: 4.4 bytes of GPT-2's, or 1
+        disk_bytes=sum(sizes.values()) * (4 if tokenizer == "char" else 1) // 2,  # a GPT-2 token of English: 4.4 bytes
     )
 
 
