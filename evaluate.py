@@ -13,6 +13,7 @@ an interruption loses one. A later evaluation of the same checkpoint adds its ro
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 from data import DataError, open_dataset, texts
 from data.corpora import ROWS
+from data.manifest import write_json
 from evaluation import perplexity
 from evaluation.perplexity import Stream, Subject, Windows
 from model import GPT
@@ -199,19 +201,19 @@ def evaluate(cfg: Config, world: World) -> list[dict[str, Any]]:
         raise ConfigError(f"stride={cfg.stride} leaves out text between windows of {cfg.window or block_size} tokens")
     record = Path(os.path.expanduser(cfg.json)) if cfg.json else subject.record
     earlier_rows(record, subject)  # refuses a record that cannot be written before it takes time
-    jobs, left_out = plan(cfg, subject)
-    model.to(world.device)
 
     def say(line: str) -> None:  # standard output that is closed or full must not end an evaluation
         if world.rank == 0:
             with contextlib.suppress(OSError):
                 print(line, flush=True)
 
+    say(f"{cfg.weights or cfg.out_dir}: {model.num_parameters():,} parameters, "
+        f"{subject.facts.get('checkpoint', 'weights')}, {world.size} x {world.card}")
+    jobs, left_out = plan(cfg, subject)
+    model.to(world.device)
     if world.rank == 0:
         for line in left_out:
             print(f"evaluate.py: {line}", file=sys.stderr)
-    say(f"{cfg.weights or cfg.out_dir}: {model.num_parameters():,} parameters, "
-        f"{subject.facts.get('checkpoint', 'weights')}, {world.size} x {world.card}")
     for job in jobs:
         say(f"to measure: {job}, {job.windows.scored.sum():,} tokens")
     left = sum(job.flops(model) for job in jobs)
@@ -241,16 +243,18 @@ def aligned(row: dict[str, Any], header: bool) -> str:
 
 
 def earlier_rows(path: Path, subject: Subject) -> list[dict[str, Any]]:
-    """The rows that the record holds of this very model, after a check that it can be written.
-
-    Raises:
-        ConfigError: it cannot be written, or is not a record of this program.
-    """
+    """The rows that the record holds of this very model. Raises ConfigError: it cannot be read or written, or is not a
+    record of this program."""
     try:
-        with _temporary(path):
-            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "model": {}}
-        return found["rows"] if found["model"].get("sha256") == subject.facts["sha256"] else []
-    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+        if not os.access(path.parent, os.W_OK):
+            raise OSError(errno.EACCES, "no such folder, or no permission")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found["rows"] if found["model"]["sha256"] == subject.facts["sha256"] else []
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): name another file with --json") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise ConfigError(f"{path} is not a record of evaluate.py: name another file with --json") from None
 
 
@@ -265,23 +269,10 @@ def write(path: Path, subject: Subject, rows: list[dict[str, Any]]) -> None:
         "torch": torch.__version__,
         "rows": [row for row in earlier_rows(path, subject) if key(row) not in measured] + rows,
     }
-    with _temporary(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """An empty file beside `path`, to be renamed to it or deleted. Raises ConfigError where the disk refuses."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.touch()
-        yield partial
+        write_json(path, content)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): name another file with --json") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> int:
