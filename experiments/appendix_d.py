@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .frame import PAPER, ROOT, Block, Computation, Experiment, Record, Table, Text
+from study.page import Block, Table, Text
+
+from .experiment import PAPER, ROOT, Computation, Experiment, Record
 
 LABELS = {"adamw": "AdamW, torch's fused", "adam": "Adam", "mada": "MADA", "mada_without_lion": "MADA without Lion"}
 GPT2 = ("config/gpt2_mada.py", "--device=cuda")
@@ -30,8 +32,8 @@ SIZES: dict[str, tuple[float, dict[str, tuple[str, ...]]]] = {
 def runs(scale: str) -> Sequence[Computation]:
     minutes, sizes = SIZES.get(scale, (0.0, {}))
     return [
-        Computation(f"cost/{batch}", scale, "appendix_d", measure, {"arguments": list(arguments)}, minutes,
-                    alone=True)
+        Computation(f"cost/{batch}", scale, "appendix_d", measure, {"arguments": list(arguments)},
+                    minutes=minutes, alone=True)
         for batch, arguments in sizes.items()
     ]  # fmt: skip
 

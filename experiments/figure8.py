@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .frame import PAPER, Block, Experiment, Figure, Record, Table, Text, Training, diverged
-from .on_train import TRAIN_TOKENS, windows
-from .style import axes_of
+from study.page import Block, Figure, Table, Text
+
+from .experiment import PAPER, Experiment, Record, Training, diverged
+from .training_loss import TRAIN_TOKENS, windows
 
 CONFIGS = {"Adam": "shakespeare_char_adam", "HyperAdam": "shakespeare_char_hyperadam", "MADA": "shakespeare_char"}
 # beta2 starts at 0.501, where MADA's box begins; the paper's grid starts at 0.5.
@@ -43,7 +44,9 @@ def runs(scale: str) -> Sequence[Training]:
                 settings = {"beta1": beta1, "beta2": beta2, "seed": 1}
                 configs = (f"config/{config}.py", *OVERLAY[scale])
                 name = name_of(optimizer, beta1, beta2)
-                found.append(Training(name, scale, configs, settings, MINUTES[scale], curves=False, on_train=True))
+                found.append(Training(
+                    name, scale, configs, settings, minutes=MINUTES[scale], curves=False, on_train=True
+                ))
     return found
 
 
@@ -99,7 +102,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             drawn = axes.contourf(beta1s, beta2s, np.minimum(grid, FAR * best), levels, cmap="viridis")
             axes.contour(beta1s, beta2s, np.minimum(grid, FAR * best), [NEAR * best], colors="white", linewidths=1.5)
             axes.plot(*np.meshgrid(beta1s, beta2s), "k.", markersize=5, clip_on=False)
-            axes_of(axes, optimizer, r"initial $\beta_1$")
+            axes.set(title=optimizer, xlabel=r"initial $\beta_1$")
             axes.grid(False)
         panels[0].set_ylabel(r"initial $\beta_2$")
         figure.colorbar(drawn, ax=panels, label="final training loss", format="%.2f")

@@ -17,8 +17,8 @@ from data import open_dataset, train_batch, val_starts
 from model import GPT, GPTConfig
 from optim import RuleOptimizer, build_optimizer
 
-from .frame import Record
-from .on_train import EVALUATION_BATCHES, mean_loss
+from .experiment import Record
+from .training_loss import EVALUATION_BATCHES, mean_loss
 
 STILL = 1e-300  # a rate above 0, so that the coefficient counts as learned, at which nothing moves
 

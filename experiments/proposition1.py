@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from optim import AVGrad
+from study.page import Block, Table, Text
 
-from .frame import Block, Computation, Experiment, Record, Table, Text
+from .experiment import Computation, Experiment, Record
 
 Q = namedtuple("Q", "beta1 beta2 eps")
 
@@ -68,7 +69,7 @@ def runs(scale: str) -> Sequence[Computation]:
     if scale != "laptop":
         return ()
     settings = {"beta2": [0.9, 0.95, 0.99], "steps": 2000, "sequences": 1000, "seed": 1}
-    return [Computation("proposition1", "laptop", "proposition1", compute, settings, 0.3)]
+    return [Computation("proposition1", "laptop", "proposition1", compute, settings, minutes=0.3)]
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:

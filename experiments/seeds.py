@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from study.page import COLORS, Block, Figure, Table, Text
+from study.statistics import paired
+
 from . import language
-from .compare import paired
-from .frame import Block, Experiment, Figure, Record, Table, Text, Training
-from .style import COLORS, axes_of
-from .table2 import losses_of
+from .experiment import Experiment, Record, Training, final_losses
 
 SEEDS = range(1, 11)  # the first three are table 2's
 KEYS = ("adam", "mada_shakespeare", "avgrad", "mada_rho0", "mada", "adam_999")
@@ -24,7 +24,7 @@ def runs(scale: str) -> Sequence[Training]:
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
-    losses = losses_of(records, tuple(KINDS))
+    losses = {kind: final_losses(language.by_row(records), kind) for kind in KINDS}
     rows, shown = [], []
     for key, against in PAIRS:
         pair = f"{language.ROWS[key].label} minus {language.ROWS[against].label}"
@@ -49,7 +49,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
                 if both and both.n > 2:
                     axes.plot([both.low, both.high], [i + 0.25] * 2, color="black", linewidth=2)
             axes.axvline(0, color="grey", linewidth=0.8)
-            axes_of(axes, title.capitalize(), "difference, nats per token")
+            axes.set(title=title.capitalize(), xlabel="difference, nats per token")
             axes.set(yticks=range(len(shown)), ylim=(len(shown) - 0.5, -0.5))
             axes.set_yticklabels([pair.replace(" minus ", "\nminus ") for pair, *_ in shown], fontsize=8)
 

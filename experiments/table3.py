@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from study.page import Block, Table, Text
+from study.statistics import mean_and_spread
+
 from . import language
-from .compare import mean_and_spread
-from .frame import PAPER, Block, Evaluation, Experiment, Record, Table, Text, Training
+from .experiment import PAPER, Evaluation, Experiment, Record, Run
 
 OTHERS = ("wikitext2", "lambada")
 KEYS = ("adam", "adan", "hyperadam", "lion", "avgrad", "mada", "mada_fs", "mada_poor", "adam_poor", "mada_rho0",
@@ -15,12 +17,14 @@ OWN = {"laptop": "openwebtext1k", "paper": "openwebtext"}  # the text that they 
 MINUTES = {"laptop": 1.5, "paper": 5.0}  # an evaluation
 
 
-def runs(scale: str) -> Sequence[Training | Evaluation]:
+def runs(scale: str) -> Sequence[Run]:
     """The models and their evaluations; a laptop's are not those of table 2, which know characters only."""
     if scale not in OWN:
         return ()
     models = language.runs(scale, KEYS) if scale == "paper" else language.small_runs(scale)
-    return [*models, *(Evaluation(model, (OWN[scale], *OTHERS), minutes=MINUTES[scale]) for model in models)]
+    texts = (OWN[scale], *OTHERS)
+    return [*models, *(Evaluation(f"{model.name}-perplexity", scale, texts, minutes=MINUTES[scale], after=model)
+                       for model in models)]  # fmt: skip
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-
 from experiments.compare import mean_and_spread, paired, quantile, two_sided_p
 
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from experiments.frame import ROOT, Computation, Evaluation, Training, distil, read, write
 
 import data
 import experiments
 import train
 from experiments import EXPERIMENTS, ablations, figure8, frame, language, on_train, report, table3, table4
 from experiments.__main__ import main, make
-from experiments.frame import ROOT, Computation, Evaluation, Training, distil, read, write
 from runtime.settings import read_files
 
 RUN = Training("try-1", "laptop", ("config/a.py",), {"seed": 1})
