@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import experiments
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     run.add_argument("--scale", choices=SCALES, default="laptop")
     run.add_argument("--only", metavar="PATTERN", default="*", help="runs whose name fits, such as 'mada-*'")
     run.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one a core; on a GPU 4)")
-    run.add_argument("--again", action="store_true", help="make them anew: what there is of them moves to NAME.previous")
+    run.add_argument("--again", action="store_true", help="make them anew; the old ones move to NAME.previous")
     report = commands.add_parser("report", help="write report.md, report.html and docs/RESULTS.md")
     report.add_argument("--folder", type=Path, default=HERE)
     compute = commands.add_parser("compute")  # one Computation in this process; `run` calls it
@@ -41,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.command == "run":
         try:
             with Runner(ROOT).ending_on_signals() as runner:
-                return make(runner, named(arguments.name), arguments.scale, arguments.only, arguments.jobs, arguments.again)
+                chosen = named(arguments.name)
+                return make(runner, chosen, arguments.scale, arguments.only, arguments.jobs, arguments.again)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return 130
@@ -120,15 +122,11 @@ def make(
         together = [run for run in ready if not run.alone]
         now, at_once = (together, jobs) if together else (ready, 1)  # what is timed has the machine for itself, at last
         runner.share_cores(at_once)
-        failed += runner.execute({run.name: task(run, runner) for run in now}, at_once, say_ended(now))
+        failed += runner.execute({run.name: partial(run.execute, runner) for run in now}, at_once, say_ended(now))
         absent = [run for run in absent if run not in now]
     for run in absent:
         print(f"{run.name}: not made, for want of the run that it builds on")
     return int(bool(failed or absent))
-
-
-def task(run: Run, runner: Runner) -> Callable[[], None]:
-    return lambda: run.execute(runner)
 
 
 def say_ended(runs: Sequence[Run]) -> Callable[[str, BaseException | None], None]:

@@ -117,9 +117,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "ablations",
-    "Ablations, and MADA from other corners",
-    "Which parts of MADA matter, and does where it starts?",
-    runs,
-    show,
-)
+    "ablations", "Ablations, and MADA from other corners",
+    "Which parts of MADA matter, and does where it starts?", runs, show,
+)  # fmt: skip

@@ -80,9 +80,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "appendix_d",
-    "Appendix D: time and memory",
-    "What does an iteration with MADA cost, and how does that change with the batch?",
-    runs,
-    show,
-)
+    "appendix_d", "Appendix D: time and memory",
+    "What does an iteration with MADA cost, and how does that change with the batch?", runs, show,
+)  # fmt: skip

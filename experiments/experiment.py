@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from optim import OPTIMIZERS
-from runtime import checkpoint
 from runtime.recorder import commit
 from runtime.settings import read_files
 from study.page import Block
@@ -74,7 +73,7 @@ class Run:
         return self.after is None or self.after.finished()
 
     def finished(self) -> bool:
-        """Whether its record can be made without running it again."""
+        """Whether its record can be made without running it."""
         return False
 
     def check_folder(self) -> None:
@@ -118,8 +117,13 @@ class Training(Run):
     on_train: bool = False
 
     @property
+    def folder(self) -> str:
+        """Of the run, from the repository's root."""
+        return f"out/{self.scale}/{self.name}"
+
+    @property
     def out_dir(self) -> Path:
-        return ROOT / "out" / self.scale / self.name
+        return ROOT / self.folder
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -147,6 +151,7 @@ class Training(Run):
         """How a run's config differs from what the config files, the settings and the record that it takes its
         coefficients from say now: "seed=2, not 1". Raises RuntimeError if there is no such record."""
         asked = rounded(read_files([ROOT / path for path in self.configs]) | self.all_settings())
+        own = config.get("coefficients", COEFFICIENTS)  # a run leaves out those of a file that its optimizer lacks
         there = rounded({**config, **config.get("coefficients", {})})
         if self.coefficients_from:
             source = self.coefficients_from.record()
@@ -155,9 +160,9 @@ class Training(Run):
             asked |= {name: value for name, value in source["final"].items() if name in there}
         wrong = []
         for key, value in asked.items():
-            if isinstance(value, dict):  # by coefficient: those that the optimizer lacks are left out of a run
-                value = {name: number for name, number in value.items() if name in there or name == "lr"}
-            if key not in ELSEWHERE and there.get(key) != value and (key in there or key not in COEFFICIENTS):
+            if isinstance(value, dict):
+                value = {name: number for name, number in value.items() if name in own or name not in COEFFICIENTS}
+            if key not in ELSEWHERE and there.get(key) != value and (key in own or key not in COEFFICIENTS):
                 wrong.append(f"{key}={there.get(key)}, not {value}")
         return wrong
 
@@ -186,7 +191,7 @@ class Training(Run):
         ]  # fmt: skip
         return [
             *program, "train.py", *self.configs, *(f"--{key}={value}" for key, value in self.all_settings().items()),
-            f"--out_dir={self.out_dir.relative_to(ROOT)}", "--init_from=auto",
+            f"--out_dir={self.folder}", "--init_from=auto",
         ]  # fmt: skip
 
     def finished(self) -> bool:
@@ -244,7 +249,10 @@ class Training(Run):
 
 @dataclass(frozen=True)
 class Computation(Run):
-    """A run that needs no train.py: `function(settings)` returns what its record holds."""
+    """A run that needs no train.py: `function(settings)` returns what its record holds.
+
+    Its record counts only beside that of the run `after`.
+    """
 
     experiment: str  # the name of the experiment that it belongs to
     function: Callable[[Mapping[str, Any]], Record]
@@ -253,6 +261,9 @@ class Computation(Run):
     @property
     def identity(self) -> dict[str, Any]:
         return {"settings": dict(self.settings), **({"alone": True} if self.alone else {})}
+
+    def record(self) -> Record | None:
+        return super().record() if self.after is None or self.after.record() else None
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "experiments", "compute", self.experiment, self.name, f"--scale={self.scale}"]
@@ -267,59 +278,6 @@ class Computation(Run):
         if not all(map(math.isfinite, found.get("final", {}).values())):
             found = {"final": {"diverged": True}}
         write(self.path, self.identity | facts | found)
-
-
-@dataclass(frozen=True)
-class Evaluation(Run):
-    """evaluate.py on the newest checkpoint of `after`; its record holds the rows of the JSON that it writes."""
-
-    datasets: tuple[str, ...]
-    protocol: str = "paper"
-
-    @property
-    def of(self) -> Training:
-        assert self.after is not None
-        return self.after
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"of": self.of.identity, "datasets": list(self.datasets), "protocol": self.protocol}
-
-    def record(self) -> Record | None:
-        """None also without the record of the run."""
-        return super().record() if self.of.record() else None
-
-    def command(self) -> list[str]:
-        return [
-            sys.executable, "evaluate.py", f"--out_dir={self.of.out_dir.relative_to(ROOT)}", "--which=newest",
-            f"--protocol={self.protocol}", f"--dataset={','.join(self.datasets)}",
-            f"--json={(self.of.out_dir / 'perplexity.json').relative_to(ROOT)}",
-        ]  # fmt: skip
-
-    def finished(self) -> bool:
-        """Whether the JSON holds every data set under this protocol, of the newest checkpoint."""
-        return self._rows() is not None
-
-    def _rows(self) -> list[Record] | None:
-        try:
-            content = json.loads((self.of.out_dir / "perplexity.json").read_text(encoding="utf-8"))
-            if content["model"]["sha256"] != checkpoint.newest(self.of.out_dir).sha256:
-                return None
-            found = {row["dataset"]: row for row in content["rows"] if row["protocol"] == self.protocol}
-        except (OSError, ValueError, KeyError, TypeError):  # evaluate.py begins it anew
-            return None
-        return [found[name] for name in self.datasets] if found.keys() >= set(self.datasets) else None
-
-    def execute(self, runner: Runner) -> None:
-        if not self.finished():
-            runner.call(self.command(), self.of.out_dir / "evaluation.txt")
-        rows = self._rows()
-        if rows is None:
-            raise RuntimeError(f"{self.name}: evaluate.py left out some of {', '.join(self.datasets)}")
-        keep = ("dataset", "split", "perplexity", "tokens", "windows", "window", "dtype")
-        made = self.of.record() or self.of.made_record()
-        facts = {key: made[key] for key in ("commit", "parameters")} if made else {}
-        write(self.path, self.identity | facts | {"rows": [{key: row[key] for key in keep} for row in rows]})
 
 
 # ---------------------------------------------------------------------------------------------------------- records

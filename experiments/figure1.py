@@ -77,10 +77,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "figure1",
-    "Figures 1 and 2: the bound of theorem 1",
+    "figure1", "Figures 1 and 2: the bound of theorem 1",
     "Which interpolation of AVGrad (rho = 0) and Adam (rho = 1) has the smallest bound on the squared gradient norm?",
-    runs,
-    show,
-    exact=True,
-)
+    runs, show, exact=True,
+)  # fmt: skip

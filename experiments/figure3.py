@@ -58,9 +58,6 @@ def losses(name: str, records: dict[str, Record]) -> Figure:
 
 
 EXPERIMENT = Experiment(
-    "figure3",
-    "Figures 3 and 4: losses against steps",
-    "Does MADA reach a given loss earlier than the fixed optimizers?",
-    runs,
-    show,
-)
+    "figure3", "Figures 3 and 4: losses against steps",
+    "Does MADA reach a given loss earlier than the fixed optimizers?", runs, show,
+)  # fmt: skip

@@ -62,9 +62,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "figure5",
-    "Figures 5 to 7: the coefficients",
-    "Where do the coefficients go, from three starting points?",
-    runs,
-    show,
-)
+    "figure5", "Figures 5 to 7: the coefficients",
+    "Where do the coefficients go, from three starting points?", runs, show,
+)  # fmt: skip

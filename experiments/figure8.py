@@ -123,10 +123,7 @@ def cell(loss: float) -> str:
 
 
 EXPERIMENT = Experiment(
-    "figure8",
-    "Figure 8: robustness to the initial coefficients",
+    "figure8", "Figure 8: robustness to the initial coefficients",
     "Is MADA's final training loss flatter over the initial (beta1, beta2) than Adam's and HyperAdam's?",
-    runs,
-    show,
-    with_diverged=True,
-)
+    runs, show, with_diverged=True,
+)  # fmt: skip

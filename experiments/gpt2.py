@@ -53,9 +53,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "gpt2",
-    "GPT-2 124M, 300 steps",
-    "At the paper's size, how far does each optimizer get in the first few hundred steps?",
-    runs,
-    show,
-)
+    "gpt2", "GPT-2 124M, 300 steps",
+    "At the paper's size, how far does each optimizer get in the first few hundred steps?", runs, show,
+)  # fmt: skip

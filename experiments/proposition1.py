@@ -98,10 +98,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "proposition1",
-    "Proposition 1: when the effective learning rate cannot rise",
+    "proposition1", "Proposition 1: when the effective learning rate cannot rise",
     "Does rho_t <= 1 / (t (1 - beta2) + 1) keep the effective learning rate of the interpolated optimizer from rising?",
-    runs,
-    show,
-    exact=True,
-)
+    runs, show, exact=True,
+)  # fmt: skip

@@ -60,10 +60,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "seeds",
-    "Ten seeds: is learning better than keeping?",
-    "Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?",
-    runs,
-    show,
-    in_all=False,
-)
+    "seeds", "Ten seeds: is learning better than keeping?",
+    "Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?", runs, show, in_all=False,
+)  # fmt: skip

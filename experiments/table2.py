@@ -65,9 +65,6 @@ def between(losses: Mapping[str, Mapping[str, Losses]]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "table2",
-    "Tables 2, 6 and 7: validation losses",
-    "Does MADA end below Adam and the other fixed optimizers, also from poor coefficients?",
-    runs,
-    show,
-)
+    "table2", "Tables 2, 6 and 7: validation losses",
+    "Does MADA end below Adam and the other fixed optimizers, also from poor coefficients?", runs, show,
+)  # fmt: skip

@@ -110,9 +110,6 @@ def in_the_small(record: Record) -> str:
 
 
 EXPERIMENT = Experiment(
-    "table4",
-    "Table 4: fine-tuning",
-    "Does MADA fit a new text better, starting from trained weights?",
-    runs,
-    show,
-)
+    "table4", "Table 4: fine-tuning",
+    "Does MADA fit a new text better, starting from trained weights?", runs, show,
+)  # fmt: skip

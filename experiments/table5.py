@@ -84,9 +84,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "table5",
-    "Table 5: CIFAR-10",
-    "Does MADA help outside of language, on a small CNN and on ResNet-9?",
-    runs,
-    show,
-)
+    "table5", "Table 5: CIFAR-10",
+    "Does MADA help outside of language, on a small CNN and on ResNet-9?", runs, show,
+)  # fmt: skip

@@ -59,8 +59,8 @@ Block = Text | Table | Figure
 def whole_page(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style></head>'
-        f"<body>\n{body}\n</body></html>\n"
+        f'content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+        f"</head><body>\n{body}\n</body></html>\n"
     )
 
 

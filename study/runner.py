@@ -68,8 +68,8 @@ class Runner:
             self.end()
             raise KeyboardInterrupt
 
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        before = {n: signal.signal(n, end) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}  # as nohup has
+        numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, end) for number in numbers}  # nohup ignores SIGHUP: so do we
         try:
             yield self
         finally:

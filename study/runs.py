@@ -16,9 +16,10 @@ from .statistics import mean
 
 Row = dict[str, float | None]
 # Settings that say where a run was made, how fast, and who looked on: two runs that differ in these are the same run.
-ELSEWHERE = ("out_dir", "init_from", "device", "compile", "wandb_log", "wandb_project", "wandb_run_name", "dist_timeout",
-             "checkpoint_interval", "always_save_checkpoint", "keep_checkpoints", "verify_data")  # fmt: skip
-COMPARABLE = ("dataset", "block_size", "eval_iters", "max_iters")  # losses of runs that differ in these are not compared
+ELSEWHERE = ("out_dir", "init_from", "device", "compile", "wandb_log", "wandb_project", "wandb_run_name",
+             "dist_timeout", "checkpoint_interval", "always_save_checkpoint", "keep_checkpoints",
+             "verify_data")  # fmt: skip
+COMPARABLE = ("dataset", "block_size", "eval_iters", "max_iters")  # runs that differ in these are not compared
 LAST = 0.1  # the final training loss is the mean over this fraction of the steps
 
 
@@ -36,7 +37,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.csv; None for what was not measured, and for a loss that is not finite. Raises ValueError."""
+    """The rows of a metrics.csv; None for what was not measured or is not finite. Raises ValueError."""
 
     def number(text: str) -> float | None:
         return value if text and math.isfinite(value := float(text)) else None
@@ -131,7 +132,7 @@ def read_result(path: Path) -> Result:
             final = about["final"] | {"seconds": about.get("seconds")}
             step = int(final.get("step", steps))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise ValueError(f"{path} is neither the out_dir nor the record of a run: give one that has a config.json") from None
+        raise ValueError(f"{path} is neither the out_dir nor the record of a run: it needs a config.json") from None
     refused = bool(rows) and step > 0 and rows[-1].get("train_loss") is None and path.is_dir()
     if "diverged" in final or refused or final.get("val_loss", 0) is None:
         return Result(str(path), config, rows, {}, f"diverged at step {step}", about)
@@ -213,7 +214,9 @@ def shown(name: str, value: Any) -> str:
     return text if name == "optimizer" else f"{name} {text}"
 
 
-def mean_curve(curves: Sequence[Mapping[int, float]], over: Callable[[Sequence[float]], float] = mean) -> dict[int, float]:
+def mean_curve(
+    curves: Sequence[Mapping[int, float]], over: Callable[[Sequence[float]], float] = mean
+) -> dict[int, float]:
     """{step: `over` the values} at the steps that all curves have."""
     common = set(curves[0]).intersection(*curves[1:]) if curves else set()
     return {step: over([curve[step] for curve in curves]) for step in sorted(common)}

@@ -47,7 +47,9 @@ class Paired:
 
     def __str__(self) -> str:
         difference, low, high = (f"{value:+.{self.digits}f}" for value in (self.difference, self.low, self.high))
-        return f"{difference} (n = {self.n}, no test)" if self.n < 3 else f"{difference} [{low}, {high}], {p_text(self.p)}"
+        if self.n < 3:
+            return f"{difference} (n = {self.n}, no test)"
+        return f"{difference} [{low}, {high}], {p_text(self.p)}"
 
 
 def paired(first: Losses, second: Losses, digits: int = 4) -> Paired | None:
