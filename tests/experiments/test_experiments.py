@@ -106,7 +106,7 @@ def test_a_record_is_that_of_what_the_config_files_say_now(elsewhere: Path) -> N
 
 
 def test_coefficients_of_a_file_that_the_optimizer_lacks_are_no_difference(elsewhere: Path) -> None:
-    (elsewhere / "config/a.py").write_text("optimizer = 'lion'\nbeta1 = 0.9\nrho = 0.5\nhyper_lr = {'rho': 1, 'lr': 1}\n")
+    (elsewhere / "config/a.py").write_text("optimizer = 'lion'\nbeta1 = 0.9\nrho = 0.5\nhyper_lr = {'c': 1, 'lr': 1}\n")
     lion = {"optimizer": "lion", "seed": 1, "coefficients": {"beta1": 0.9, "beta2": 0.99}, "hyper_lr": {"lr": 1}}
     assert RUN.differences(lion) == []
     assert RUN.differences(lion | {"coefficients": {"beta1": 0.8, "beta2": 0.99}}) == ["beta1=0.8, not 0.9"]
