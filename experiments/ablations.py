@@ -1,7 +1,5 @@
 """Ablations that the paper does not have, or only mentions: what MADA is without one of its parts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

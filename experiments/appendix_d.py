@@ -1,7 +1,5 @@
 """Appendix D: what MADA costs in time and memory, at two batch sizes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Figures 1 and 2: the bound of theorem 1 against rho, for beta2 = 0.9 and T = 10,000 (figure 1), 1,000 (figure 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

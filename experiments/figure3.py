@@ -1,7 +1,5 @@
 """Figures 3 and 4: validation and training losses against steps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figures 5 to 7: how the six coefficients move."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

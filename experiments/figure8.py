@@ -1,7 +1,5 @@
 """Figure 8: the final training loss over a grid of initial (beta1, beta2), for Adam, HyperAdam and MADA."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """GPT-2 124M with every optimizer for a few hundred steps: all that one GPU has time for, at the paper's own size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from study.page import Block, Table, Text

@@ -4,8 +4,6 @@ At the paper's scale a run is its config file. At a smaller scale config/laptop.
 same file: the optimizer and its coefficients stay, the model, the text and the length change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +79,10 @@ def by_row(records: dict[str, Record]) -> dict[str, dict[int, Record]]:
     """{row: {seed: record}} in the order of ROWS, of those that have one."""
     found = by_seed(records)
     return {key: found[key] for key in ROWS if key in found}
+
+
+def pair_label(key: str, against: str) -> str:
+    return f"{ROWS[key].label} minus {ROWS[against].label}"
 
 
 def about(records: dict[str, Record]) -> str:

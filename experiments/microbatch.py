@@ -5,8 +5,6 @@ and the micro-batch's gradient, learns from that, and hands its coefficients to 
 whole batch's gradient and, its own rates being next to nothing, learns nothing more.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

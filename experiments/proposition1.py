@@ -1,7 +1,5 @@
 """Proposition 1 put to the test: rho_t <= 1 / (t (1 - beta2) + 1) keeps the effective learning rate from rising."""
 
-from __future__ import annotations
-
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

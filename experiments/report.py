@@ -1,7 +1,5 @@
 """report.md, report.html and docs/RESULTS.md, generated from the records: nothing in them is typed."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables 2, 6 and 7: the validation loss of every optimizer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from study.page import Block, Table, Text
@@ -18,11 +16,11 @@ KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", 
 PAIRS = (("mada_rho0", "avgrad"), ("mada_fs", "mada"), ("mada_rho0_fs", "mada_rho0"))
 
 
+KINDS = ("val_loss", "train_loss")
+
+
 def runs(scale: str) -> Sequence[Training]:
     return language.runs(scale, KEYS)
-
-
-KINDS = ("val_loss", "train_loss")
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
@@ -57,8 +55,7 @@ def between(losses: Mapping[str, Mapping[str, Losses]]) -> Sequence[Block]:
         both = [paired(losses[which].get(against, {}), losses[which].get(key, {})) for which in losses]
         if both[0]:
             paper = language.PAPER_LOSS[key] - language.PAPER_LOSS[against]
-            pair = f"{language.ROWS[key].label} minus {language.ROWS[against].label}"
-            rows.append([pair, str(both[0].n), *map(str, both), f"{paper:+.4f}"])
+            rows.append([language.pair_label(key, against), str(both[0].n), *map(str, both), f"{paper:+.4f}"])
     header = ["pair", "n", "validation loss", "training loss", "paper's validation loss"]
     words = "What learning adds, and what fixing its result does, paired over seeds:"
     return [Text(words), Table(header, rows)] if rows else []

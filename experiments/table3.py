@@ -1,7 +1,5 @@
 """Tables 3, 6 and 7: perplexity on three texts, under the paper's protocol (see evaluate.py for others)."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Table 4: the training loss after fine-tuning on Shakespeare."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

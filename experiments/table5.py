@@ -1,7 +1,5 @@
 """Table 5: test accuracy on CIFAR-10 of a 5-layer CNN and of ResNet-9."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reports: blocks of text, tables and figures, as Markdown and as one HTML page that needs no other file."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -1,7 +1,5 @@
 """Means over seeds, paired differences with a test, and Holm's correction."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
