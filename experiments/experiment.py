@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optim import OPTIMIZERS
+from runtime.optimizers import adapt
 from runtime.recorder import commit
 from runtime.settings import read_files
 from study.page import Block
@@ -29,7 +29,6 @@ RECORDS = HERE / "records"
 SCALES = ("laptop", "gpu", "paper")
 PAPER: dict[str, Any] = json.loads((HERE / "paper.json").read_text(encoding="utf-8"))  # the numbers it reports
 FACTS = ("commit", "versions", "platform", "device", "dtype", "processes", "parameters")
-COEFFICIENTS = {name for rule in OPTIMIZERS.values() for name in (*rule.table, *rule.constants)}
 POINTS = 100  # of a curve in a record
 
 Record = dict[str, Any]
@@ -150,21 +149,16 @@ class Training(Run):
     def differences(self, config: Mapping[str, Any]) -> list[str]:
         """How a run's config differs from what the config files, the settings and the record that it takes its
         coefficients from say now: "seed=2, not 1". Raises RuntimeError if there is no such record."""
-        asked = rounded(read_files([ROOT / path for path in self.configs]) | self.all_settings())
-        own = config.get("coefficients", COEFFICIENTS)  # a run leaves out those of a file that its optimizer lacks
-        there = rounded({**config, **config.get("coefficients", {})})
+        asked = read_files([ROOT / path for path in self.configs], self.all_settings(), adapt)
+        coefficients = asked.pop("coefficients")
         if self.coefficients_from:
             source = self.coefficients_from.record()
             if source is None:
                 raise RuntimeError(f"{self.name}: {self.coefficients_from.name} has no record")
-            asked |= {name: value for name, value in source["final"].items() if name in there}
-        wrong = []
-        for key, value in asked.items():
-            if isinstance(value, dict):
-                value = {name: number for name, number in value.items() if name in own or name not in COEFFICIENTS}
-            if key not in ELSEWHERE and there.get(key) != value and (key in own or key not in COEFFICIENTS):
-                wrong.append(f"{key}={there.get(key)}, not {value}")
-        return wrong
+            coefficients |= {name: value for name, value in source["final"].items() if name in coefficients}
+        there = rounded({**config, **config.get("coefficients", {})})
+        return [f"{key}={there.get(key)}, not {value}" for key, value in rounded(asked | coefficients).items()
+                if key not in ELSEWHERE and there.get(key) != value]  # fmt: skip
 
     def folder_config(self) -> Record | None:
         """The config.json of its folder, None if there is none. Raises RuntimeError if it is another run's, or

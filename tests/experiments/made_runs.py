@@ -4,6 +4,7 @@ import json
 
 from experiments import experiment
 from experiments.experiment import Training
+from runtime.optimizers import adapt
 from runtime.settings import read_files
 
 NAMES = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
@@ -12,15 +13,13 @@ NAMES = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
 def leave(run: Training, until: int | None = None, gain: float = 0.0, **config: object) -> None:
     """What train.py leaves behind: a loss that falls to 1 - gain, coefficients that fall, the last checkpoint."""
     run.out_dir.mkdir(parents=True, exist_ok=True)
-    files = read_files([experiment.ROOT / path for path in run.configs])
+    files = read_files([experiment.ROOT / path for path in run.configs], {**run.all_settings(), **config}, adapt)
     full = {"max_iters": 200, "dataset": "words", "gradient_accumulation_steps": 1, "block_size": 8, "out_dir": "x",
-            **files, **run.all_settings(), **config}  # fmt: skip
+            **files}  # fmt: skip
     if run.coefficients_from:
         source = run.coefficients_from.record()
         assert source is not None
-        full |= {name: source["final"][name] for name in NAMES}
-    given = {name: full.pop(name) for name in (*NAMES, "eps") if name in full}
-    full["coefficients"] = {**dict.fromkeys(NAMES, 0.9), **given}
+        full["coefficients"] |= {name: source["final"][name] for name in NAMES}
     steps = full["max_iters"]
     about = {"config": full, "commit": "abc", "parameters": 10, "device": "cpu"}
     (run.out_dir / "config.json").write_text(json.dumps(about))

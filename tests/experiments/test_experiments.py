@@ -20,6 +20,7 @@ import train
 from experiments import EXPERIMENTS, ablations, experiment, figure8, table3, table4, training_loss
 from experiments.__main__ import main, make
 from experiments.experiment import ROOT, Computation, Training, write
+from runtime.optimizers import adapt
 from runtime.settings import read_files
 from study.page import Table, Text
 from study.runner import Runner
@@ -147,7 +148,7 @@ def test_a_folder_that_is_in_the_way_fails_its_run_alone(
 def test_a_run_that_diverged_is_recorded_as_that(elsewhere: Path, corpus: str) -> None:
     (elsewhere / "train.py").symlink_to(ROOT / "train.py")
     settings = {"dataset": corpus, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "max_iters": 50,
-                "gradient_accumulation_steps": 1, "log_interval": 1, "max_refused": 3, "warmup_iters": 0,
+                "gradient_accumulation_steps": 1, "log_interval": 1, "max_skipped": 3, "warmup_iters": 0,
                 "learning_rate": 1e30, "compile": False}  # fmt: skip
     run = Training("lost-1", "laptop", ("config/a.py",), settings, on_train=True)
     run.execute(Runner(experiment.ROOT))
@@ -328,7 +329,7 @@ def test_every_run_is_one_that_train_accepts(monkeypatch: pytest.MonkeyPatch) ->
     assert len(seen) > 60
     for run in seen.values():
         command = run.command()
-        cfg = train.parse(train.Config, command[command.index("train.py") + 1 :], train.check, run.name)
+        cfg = train.parse(train.Config, command[command.index("train.py") + 1 :], train.check, run.name, adapt)
         assert cfg.device == ("cpu" if run.scale == "laptop" else "auto"), run.name
         assert cfg.max_iters > cfg.warmup_iters
 
