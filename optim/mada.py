@@ -23,6 +23,16 @@ from .engine import RuleOptimizer
 from .rule import BETA1, BETA2, Coefficient, mix, sqrt
 
 
+def average(va: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """(v_1 + ... + v_t) / t, from the average of one step less: (5)."""
+    return mix(1 / t, v, va)
+
+
+def largest(va: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """max(v_1, ..., v_t): AMSGrad's, as equation (3) is printed."""
+    return torch.maximum(va, v)
+
+
 class MADA(RuleOptimizer):
     table = {
         "beta1": BETA1,
@@ -45,7 +55,7 @@ class MADA(RuleOptimizer):
         g: Tensor | None  # last gradient (Adan)
 
     @staticmethod
-    def advance(q, s, g, t, long_term=lambda va, v, t: mix(1 / t, v, va)):  # (5): the average of v over time
+    def advance(q, s, g, t, long_term=average):
         m = mix(q.beta1, s.m, g)  # (2)
         first = m / (1 - q.beta1**t)
 
@@ -80,5 +90,5 @@ class MADAMax(MADA):
     """An ablation: AMSGrad's largest v so far in place of AVGrad's average, (3) as printed."""
 
     @staticmethod
-    def advance(q, s, g, t, long_term=lambda va, v, t: torch.maximum(va, v)):
+    def advance(q, s, g, t, long_term=largest):
         return MADA.advance(q, s, g, t, long_term)

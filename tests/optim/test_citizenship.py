@@ -276,20 +276,6 @@ def test_its_own_state_may_be_loaded() -> None:
     assert all(torch.equal(optimizer.state[p][k], v) for k, v in before.items())
 
 
-def test_a_state_of_an_earlier_version_may_be_loaded() -> None:
-    params, others = parameters(), parameters()
-    optimizer, other = MADA(params, hyper_lr=ALL), MADA(others, hyper_lr=ALL)
-    run(optimizer, params, range(1, 4))
-    state = optimizer.state_dict()
-    state["scalars"]["steps"] = int(state["scalars"]["steps"])
-    del state["scalars"]["lr_start"]
-    other.load_state_dict(state)
-    for p, q in zip(params, others, strict=True):
-        q.data.copy_(p.detach())
-    assert all(map(torch.equal, run(optimizer, params, range(4, 7)), run(other, others, range(4, 7))))
-    assert optimizer.coefficients == other.coefficients
-
-
 def test_the_folder_alone_trains_another_project_s_module(tmp_path: Path) -> None:
     shutil.copytree(Path(optim.__file__).parent, tmp_path / "optim", ignore=shutil.ignore_patterns("__pycache__"))
     program = """
