@@ -66,10 +66,12 @@ class MADA(RuleOptimizer):
             gh = g + q.beta3 * d  # (3)
             first = first + q.beta3 / (1 - q.beta3**t) * n  # (2)
 
+        # (3) is gq = c gh^2 + (1 - c) (v + gh^2 sign(gh^2 - v)); v = beta2 v + (1 - beta2) gq. Here growth is gq - v,
+        # in which v cancels: one product and one sum less in the vjp.
         gh2 = gh * gh
-        rest = gh2 - s.v  # the way that Adam's v goes a part of
-        growth = mix(q.c, rest, gh2 * torch.sign(rest))  # (3), minus v: Adam's and Yogi's
-        v = s.v + (1 - q.beta2) * growth  # (3)
+        rest = gh2 - s.v
+        growth = mix(q.c, rest, gh2 * torch.sign(rest))
+        v = s.v + (1 - q.beta2) * growth
 
         vm, va = v, None
         if s.va is not None:  # AVGrad
