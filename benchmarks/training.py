@@ -104,7 +104,7 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> Trainer:
         rule, settings = name.split("_")[0], settings | CONTENDERS[name]
         optimizer = build_optimizer(rule, groups, **settings)
         optimizer.zero_grad(set_to_none=False)
-        state = memory.state_bytes(build_optimizer(rule, [torch.nn.Parameter(torch.zeros(1))], **settings))
+        state = optimizer.options.state_bytes()
 
     def iterate() -> None:
         nonlocal step

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from model import GPT, GPTConfig
 from optim import OPTIMIZERS, RuleOptimizer
-from runtime.memory import state_bytes
 from runtime.recorder import final_coefficients
 from runtime.settings import Adapted, ConfigError, Setting, nearest
 
@@ -231,13 +230,16 @@ def _rule_arguments(cfg: Any) -> dict[str, Any]:
 
 
 def learned_and_bytes(cfg: Any) -> tuple[list[str], int]:
-    """(names of the learned coefficients, bytes of optimizer state for each parameter), asked of a tiny model's.
+    """(names of the learned coefficients, bytes of optimizer state for each parameter), without a model.
 
     Raises ValueError or TypeError for settings that the optimizer does not take.
     """
-    tiny = GPT(GPTConfig(block_size=1, vocab_size=2, n_layer=1, n_head=1, n_embd=2, bias=False))
-    optimizer = build(cfg, tiny, compile=False)
-    return list(optimizer.learned), state_bytes(optimizer) if isinstance(optimizer, RuleOptimizer) else 8  # two moments
+    made: Any = load(cfg.optimizer)
+    if is_rule(made):
+        options = made.check(**_rule_arguments(cfg))
+        return list(options.learned), options.state_bytes()
+    build(cfg, GPT(GPTConfig(block_size=1, vocab_size=2, n_layer=1, n_head=1, n_embd=2, bias=False)))
+    return [], 8  # a guess: two moments
 
 
 def _torch_optimizers(made: Any, cfg: Any, groups: list[dict[str, Any]], model: Any) -> list[Any]:
@@ -246,7 +248,7 @@ def _torch_optimizers(made: Any, cfg: Any, groups: list[dict[str, Any]], model: 
     if made is not torch.optim.Muon:
         return [_call(made, groups, keywords)]
     adamw = {name.removeprefix("adamw_"): keywords.pop(name) for name in [*keywords] if name.startswith("adamw_")}
-    hidden = {id(p) for p in model.transformer["h"].parameters() if p.dim() == 2}
+    hidden = {id(p) for p in model.blocks.parameters() if p.dim() == 2}
     rest = [group | {"params": [p for p in group["params"] if id(p) not in hidden]} for group in groups]
     matrices = [p for group in groups for p in group["params"] if id(p) in hidden]
     return [made(matrices, **keywords), torch.optim.AdamW(rest, **{"lr": cfg.learning_rate} | adamw)]
