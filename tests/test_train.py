@@ -250,7 +250,7 @@ def test_bad_input_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_another_optimizer_leaves_out_what_config_files_say_of_coefficients_it_lacks(
+def test_another_optimizer_ignores_settings_of_coefficients_that_it_does_not_have(
     corpus: str, tmp_path: Path, capsys
 ) -> None:
     run = [f"{ROOT}/config/shakespeare_char.py", "--optimizer=adam", "--max_iters=1", *TINY,
@@ -259,8 +259,9 @@ def test_another_optimizer_leaves_out_what_config_files_say_of_coefficients_it_l
     run[0] = str(tmp_path / "mada.py")
     assert train.main(run) == 0
     six = "beta1, beta2, beta3, rho, c, gamma"
-    left_out = f"rho; hyper_lr of {six}; hyper_momentum of {six[:-7]}"
-    assert capsys.readouterr().err == f"train.py: optimizer=adam leaves out what the config files say of {left_out}\n"
+    ignored = f"rho; hyper_lr of {six}; hyper_momentum of {six[:-7]}"
+    said = f"train.py: optimizer=adam ignores these settings of the config files: {ignored}\n"
+    assert capsys.readouterr().err == said
     written = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert written["coefficients"] == {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
     assert written["hyper_lr"] == written["hyper_momentum"] == {}
