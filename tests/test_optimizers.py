@@ -91,7 +91,7 @@ def test_hyper_rates_written_for_another_optimizer_stay_for_what_this_one_learns
         (["--optimizer=no_such_package:Rule"], "optimizer='no_such_package:Rule': no_such_package cannot be imported"),
         (["--optimizer=torch.optim:AdmaW"], "optimizer='torch.optim:AdmaW': torch.optim has no class or function "
                                             "'AdmaW', did you mean 'AdamW'?"),
-        ([f"--optimizer={OWN}:nothing"], f"optimizer={OWN}:nothing: it made a str, which is not a torch optimizer (no "),
+        ([f"--optimizer={OWN}:nothing"], f"optimizer={OWN}:nothing: it made a str, which is not a torch optimizer "),
         (["--optimizer=torch.optim:AdamW", "--coefficients.bets=1"], "optimizer=torch.optim:AdamW: AdamW.__init__() "),
         (["--optimizer=torch.optim:AdamW", "--hyper_lr.lr=1"], "--hyper_lr.lr=1: torch.optim:AdamW has no learned "),
     ],
