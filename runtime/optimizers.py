@@ -88,8 +88,12 @@ def adapt(settings: list[Setting]) -> Adapted:
     and `hyper_momentum` in a config file written for another optimizer, only entries for coefficients that this one
     learns by default are used.
     """
+    settings = [s._replace(value=_spec(s)) if s.key == "optimizer" else s for s in settings]
+    spec, written_for = DEFAULT, {}  # the second: {config file: the optimizer chosen at its end}
+    for setting in settings:
+        spec = setting.value if setting.key == "optimizer" else spec
+        written_for[setting.file] = spec
     try:
-        spec = next((_spec(s) for s in reversed(settings) if s.key == "optimizer"), DEFAULT)
         factory = load(spec)
     except ConfigError as error:
         return Adapted([s for s in settings if not _about_coefficients(s)], errors=[str(error)])
@@ -99,7 +103,6 @@ def adapt(settings: list[Setting]) -> Adapted:
     if rule:
         defaults["coefficients"] = {name: c.start for name, c in rule.table.items()} | dict(rule.constants)
         defaults["hyper_lr"] = {name: rule.table[name].hyper_lr for name in rule.learns}
-    written_for = _written_for(settings)
 
     merged, last_set = dict(defaults), dict.fromkeys(defaults, "")
     others: list[Setting] = []
@@ -107,7 +110,7 @@ def adapt(settings: list[Setting]) -> Adapted:
     errors: dict[str, list[str]] = {field: [] for field in defaults}
     for setting in settings:
         if not _about_coefficients(setting, names):
-            others.append(setting._replace(value=_spec(setting)) if setting.key == "optimizer" else setting)
+            others.append(setting)
             continue
         field, _, entry = setting.key.partition(".")
         if field not in defaults:  # `beta1 = 0.9`
@@ -146,15 +149,6 @@ def _spec(setting: Setting) -> str:
     if colon and path.endswith(".py") and setting.file and not Path(path).expanduser().exists() and beside.exists():
         return f"{beside}:{name}"
     return str(setting.value)
-
-
-def _written_for(settings: list[Setting]) -> dict[str, str]:
-    """{config file: the optimizer chosen at its end}."""
-    chosen, current = {}, DEFAULT
-    for setting in settings:
-        current = _spec(setting) if setting.key == "optimizer" else current
-        chosen[setting.file] = current
-    return chosen
 
 
 def _about_coefficients(setting: Setting, names: Iterable[str] = ()) -> bool:

@@ -212,14 +212,8 @@ class Wandb:
 
             id_file = out_dir / "wandb_id"  # with which a resumed run continues the same wandb run
             run_id = id_file.read_text().strip() if resume and id_file.exists() else secrets.token_hex(4)
-            run = wandb.init(
-                project=config["wandb_project"],
-                name=config["wandb_run_name"],
-                id=run_id,
-                resume="allow",
-                config=dict(config),
-                dir=str(out_dir),
-            )
+            run = wandb.init(project=config["wandb_project"], name=config["wandb_run_name"], id=run_id, resume="allow",
+                             config=dict(config), dir=str(out_dir))  # fmt: skip
             id_file.write_text(run_id + "\n")
             while (row := self._rows.get()) is not None:
                 run.log({name: value for name, value in row.items() if value is not None}, step=int(row["step"] or 0))

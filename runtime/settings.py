@@ -271,11 +271,10 @@ def _typed(value: Any, annotation: Any) -> Any:
     for choice in _choices(annotation):
         if choice is float and type(value) in (int, float):
             return _finite(value)
-        if typing.get_origin(choice) is dict and isinstance(value, dict):
-            if all(isinstance(key, str) for key in value) and typing.get_args(choice)[1] is Any:
-                return {key: _finite(v) if type(v) is float else v for key, v in value.items()}
-            if all(isinstance(key, str) and type(number) in (int, float) for key, number in value.items()):
-                return {key: _finite(number) for key, number in value.items()}
+        if typing.get_origin(choice) is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            numbers = typing.get_args(choice)[1] is float
+            if not numbers or all(type(v) in (int, float) for v in value.values()):
+                return {key: _finite(v) if numbers or type(v) is float else v for key, v in value.items()}
         elif (isinstance(choice, type) and type(value) is choice) or (isinstance(choice, str) and value == choice):
             if type(value) is int and abs(value) >= LARGEST:
                 raise TypeError(f"a whole number below 2**63 = {LARGEST}")

@@ -47,8 +47,7 @@ class Rollback:
 
 @dataclass
 class Spikes:
-    """The recent losses and skipped batches of a run. They are saved in every checkpoint, so that runs with spikes
-    resume bitwise.
+    """The recent losses and skipped batches of a run, which are part of every checkpoint.
 
     A spike is a training loss that exceeds the mean of the last WINDOW rows by more than `deviations` of their standard
     deviations (OLMo 2's spike score, arXiv 2501.00656, counts those above 7 over the last 1000 steps). A loss that is
@@ -76,7 +75,7 @@ class Spikes:
 
     def judge(self, step: int, loss: float, skipped_steps: int, cfg: Any, say: Callable[[str], None]
               ) -> Stop | Rollback | None:  # fmt: skip
-        """Whether the run must not continue after a step: too many steps without a finite gradient, or a loss spike.
+        """Whether the run stops or rolls back after a step, as too many gradients were not finite or the loss spiked.
 
         Args:
             loss: the training loss of the step; ignored at step 0.
@@ -88,24 +87,18 @@ class Spikes:
             last = _last(find(cfg.out_dir))
             return Stop(DIVERGED, f"step {step}: no finite gradient for {skipped_steps} steps; they were skipped, and "
                                   f"{last}: lower the learning rate")  # fmt: skip
-        if step and (description := self.add(loss, cfg.spike_deviations)):
-            say(f"step {step}: a loss spike: {description}")
-            return self.answer(cfg.on_spike, step, find(cfg.out_dir))
-        return None
-
-    def answer(self, on_spike: str, step: int, found: list[Checkpoint]) -> Stop | Rollback | None:
-        """What a run does after a spike at this step, given its checkpoints; None: it continues.
-
-        It only returns to checkpoints of validations: those exist whether or not signals made the run save at other
-        steps.
-        """
-        good = [checkpoint for checkpoint in found if checkpoint.val_loss is not None and checkpoint.step < step]
+        description = self.add(loss, cfg.spike_deviations) if step else None
+        if not description:
+            return None
+        say(f"step {step}: a loss spike: {description}")
+        # Only checkpoints of validations: they exist whether or not signals made the run save at other steps.
+        good = [found for found in find(cfg.out_dir) if found.val_loss is not None and found.step < step]
         returns = sum(after == good[-1].step for after, _ in self.skipped) if good else 0
-        if on_spike == "stop" or (on_spike == "skip" and returns == RETURNS):
-            again = f" again, after skipping batches {RETURNS} times" if on_spike == "skip" else ""
-            return Stop(DIVERGED, f"step {step}: a loss spike{again}; {_last(good, ' before it')}: lower the learning "
-                                  "rate")  # fmt: skip
-        if on_spike == "skip" and good:
+        if cfg.on_spike == "stop" or (cfg.on_spike == "skip" and returns == RETURNS):
+            again = f" again, after skipping batches {RETURNS} times" if cfg.on_spike == "skip" else ""
+            last = _last(good, " before it")
+            return Stop(DIVERGED, f"step {step}: a loss spike{again}; {last}: lower the learning rate")
+        if cfg.on_spike == "skip" and good:
             return Rollback(good[-1], [*self.skipped, (good[-1].step, step - good[-1].step)])
         return None
 
