@@ -9,45 +9,23 @@ GPT2LMHeadModel offers without changing it: as many windows in a batch as ours, 
 entropy over those that count. Needs transformers (extra `test`).
 """
 
-import dataclasses
+import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import device_name, interleaved, ratio, write
+from benchmarks.measure import interleaved, ratio, write
+from benchmarks.table import show
 from evaluation import perplexity
 from model import GPT, GPTConfig
 from runtime import huggingface, parallel
-from runtime.settings import ConfigError, HelpRequested, parse
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    n_layer: Annotated[int, "blocks (count)"] = 12
-    n_head: Annotated[int, "attention heads (count)"] = 12
-    n_embd: Annotated[int, "width (features)"] = 768
-    block_size: Annotated[int, "window (tokens)"] = 1024
-    batch_size: Annotated[int, "windows at a time (count)"] = 4
-    windows: Annotated[int, "windows in a round (count)"] = 4
-    seconds: Annotated[float, "for all rounds together (s); at least 5 rounds are taken"] = 60.0
-    device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
-    out: Annotated[str | None, "JSON file for the result; None: in benchmarks/results"] = None
-
-
-def check(cfg: Config) -> Iterator[tuple[str, str]]:
-    """(field, what is wrong) for each impossible value."""
-    for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "windows"):
-        if getattr(cfg, name) < 1:
-            yield name, f"{name}={getattr(cfg, name)} must be 1 or more"
-    yield from parallel.device_problems(cfg.device)
-
-
-def benchmark(cfg: Config) -> None:
+def benchmark(cfg: argparse.Namespace) -> None:
     import transformers
 
     world = parallel.join(cfg.device, "float32", timeout=60)
@@ -90,32 +68,36 @@ def benchmark(cfg: Config) -> None:
         sums["batched"] = total
 
     times = interleaved({"ours": ours, "guide": guide, "batched": batched}, str(world.device), cfg.seconds)
-    for name, total in sums.items():  # the same thing was measured
+    for name, total in sums.items():  # all three measure the same
         assert abs(total / sums["ours"] - 1) < 1e-5, (name, sums)
     found = []
-    print(f"{gpt.num_parameters():,} parameters, {device_name(str(world.device))}, {len(times['ours'])} rounds of "
-          f"{tokens:,} scored tokens\n\n| way | tok/s (median) | ours is faster by (quartiles) |\n|---|---|---|")
     for name, seconds in times.items():
         median, lower, upper = ratio(times, name, "ours")
         speed = tokens / float(np.median(seconds))
-        print(f"| {name} | {speed:,.0f} | {median:.2f} ({lower:.2f} to {upper:.2f}) |")
         found.append({"way": name, "tokens_per_second": speed, "ratio": [lower, median, upper], "seconds": seconds})
-    settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("out", "device")}
+    settings = {k: v for k, v in vars(cfg).items() if k not in ("out", "device")}
     settings |= {"parameters": gpt.num_parameters(), "transformers": transformers.__version__}
-    write(cfg.out, "evaluate", str(world.device), found, **settings)
+    show(write(cfg.out, "evaluate", str(world.device), found, **settings))
 
 
-def main(argv: list[str]) -> int:
-    """The command line. Exit code 2: a mistake to put right."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "batch_size": 4, "windows": 4}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for all rounds; at least 5 are taken")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is cuda where there is one")
+    parser.add_argument("--out", help="JSON file for the result (default: in benchmarks/results)")
+    cfg = parser.parse_args()
+    problems = [f"--{name} must be 1 or more" for name in sizes if getattr(cfg, name) < 1]
+    problems += [problem for _, problem in parallel.device_problems(cfg.device)]
+    if problems:
+        parser.error("; ".join(problems))
     try:
-        benchmark(parse(Config, argv, check, "benchmarks.evaluate"))
-    except HelpRequested as text:
-        print(text)
-    except (ConfigError, ImportError) as error:
-        print(f"benchmarks.evaluate: {error}", file=sys.stderr)
-        return 2
-    return 0
+        benchmark(cfg)
+    except ImportError as error:
+        sys.exit(f"benchmarks.evaluate: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -9,8 +9,8 @@ imports. Memory is the largest sum of proportional set sizes (PSS) of the proces
 pages that several of them share count once, mapped pages of files count too.
 """
 
-import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -18,7 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import device_name, write
+from benchmarks.measure import own_options, write
+from benchmarks.table import show
+from data.download import mirrored
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,96 +62,65 @@ print(time.perf_counter() - start)
 """
 
 
-def tree(pid: int) -> list[int]:
-    """A process and its descendants."""
+def memory(pid: int) -> int:
+    """Proportional set size of a process and its descendants in bytes; 0 for what has just ended."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid, *(p for child in children for p in tree(int(child)))]
-
-
-def memory(pid: int) -> int:
-    """Proportional set size of one process in bytes; 0 where it has just ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return (1024 * int(found[1]) if found else 0) + sum(memory(int(child)) for child in children)
 
 
 def run(script: str, documents: Path, workers: int) -> dict[str, float]:
     """One preparation in a new process: {"seconds", "peak_bytes", "tokens"}."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }
-    with tempfile.TemporaryDirectory() as folder:
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, "-c", script, str(documents), folder, str(workers)]
-        with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
-            peak = 0
-            while process.poll() is None:
-                peak = max(peak, sum(map(memory, tree(process.pid))))
-                time.sleep(0.05)
-            errors.seek(0)
-            if process.returncode:
-                sys.exit(f"error: a preparation failed:\n{errors.read()}")
+        process = subprocess.Popen(command, env=os.environ | offline, stdout=subprocess.PIPE, stderr=errors, text=True)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, memory(process.pid))
+            time.sleep(0.05)
+        errors.seek(0)
+        if process.returncode:
+            sys.exit(f"error: a preparation failed:\n{errors.read()}")
         assert process.stdout
         tokens = sum(path.stat().st_size for path in Path(folder).glob("*.bin")) // 2
         return {"seconds": float(process.stdout.read().split()[-1]), "peak_bytes": peak, "tokens": tokens}
 
 
-def spread(values: list[float], digits: int) -> str:
-    """Median and range, in millions."""
-    median, low, high = (f"{f(values) / 1e6:.{digits}f}" for f in (statistics.median, min, max))
-    return f"{median} ({low} to {high})"
-
-
-def main() -> None:
-    mirror = os.environ.get("DATA_MIRROR")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--input",
-        type=Path,
-        default=Path(mirror, "openwebtext10k_val.jsonl") if mirror else None,
-        help='documents, one JSON a line with key "text" (default: openwebtext10k_val.jsonl of DATA_MIRROR)',
-    )
-    parser.add_argument("--copies", default="4,16", help="how often the input is repeated (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads, processes (default: %(default)s)")
-    parser.add_argument("--out", help="JSON file for the result (default: in benchmarks/results)")
-    arguments = parser.parse_args()
-    if not arguments.input or not arguments.input.is_file() or not sys.platform.startswith("linux"):
-        sys.exit("error: needs Linux, and --input=FILE.jsonl or that file in DATA_MIRROR")
-    if mirror and Path(mirror, "tiktoken_cache").is_dir():
-        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(mirror, "tiktoken_cache").resolve()))
+def main(argv: list[str]) -> None:
+    defaults = {"input": "", "copies": "4,16", "rounds": "3", "workers": str(os.cpu_count()), "out": ""}
+    own, unknown = own_options(argv, defaults)
+    source = Path(own["input"]) if own["input"] else mirrored("openwebtext10k_val.jsonl")
+    if unknown or not source or not source.is_file() or not sys.platform.startswith("linux"):
+        sys.exit(f"error: needs Linux, and --input=FILE.jsonl or that file in DATA_MIRROR {' '.join(unknown)}")
+    if cached := mirrored("tiktoken_cache"):
+        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cached.resolve()))
+    workers, rounds = int(own["workers"]), int(own["rounds"])
 
     rows = []
-    print(f"{device_name('cpu')}, {arguments.workers} workers, median of {arguments.rounds} (and range)")
-    print("| documents, MB | way | Mtok/s | peak memory, MB |\n|---|---|---|---|")
-    for copies in map(int, arguments.copies.split(",")):
+    text = source.read_bytes().rstrip(b"\n") + b"\n"
+    for copies in map(int, own["copies"].split(",")):
         with tempfile.NamedTemporaryFile(suffix=".jsonl") as documents:
-            text = arguments.input.read_bytes().rstrip(b"\n") + b"\n"
             for _ in range(copies):
                 documents.write(text)
             documents.flush()
             found: dict[str, list[dict[str, float]]] = {"ours": [], "nanoGPT's": []}
-            for _ in range(arguments.rounds):
+            for _ in range(rounds):
                 for way, script in (("ours", OURS), ("nanoGPT's", NANOGPT)):
-                    found[way].append(run(script, Path(documents.name), arguments.workers))
-            if len({result["tokens"] for results in found.values() for result in results}) != 1:
-                sys.exit(f"error: the two ways gave different numbers of tokens: {found}")
-            for way, results in found.items():
-                speed = [result["tokens"] / result["seconds"] for result in results]
-                peak = [result["peak_bytes"] for result in results]
-                size = f"{copies * len(text) / 1e6:.0f}"
-                print(f"| {size} | {way} | {spread(speed, 2)} | {spread(peak, 0)} |", flush=True)
-                medians = {"tokens_per_second": statistics.median(speed), "peak_bytes": statistics.median(peak)}
-                rows.append({"bytes": copies * len(text), "way": way, **medians, "runs": results})
-    write(arguments.out, "prepare", "cpu", rows, input=arguments.input.name, workers=arguments.workers)
+                    found[way].append(run(script, Path(documents.name), workers))
+        if len({result["tokens"] for results in found.values() for result in results}) != 1:
+            sys.exit(f"error: the two ways gave different numbers of tokens: {found}")
+        for way, results in found.items():
+            speed = statistics.median(result["tokens"] / result["seconds"] for result in results)
+            peak = statistics.median(result["peak_bytes"] for result in results)
+            rows.append({"bytes": copies * len(text), "way": way, "tokens_per_second": speed, "peak_bytes": peak,
+                         "runs": results})  # fmt: skip
+        written = write(own["out"] or None, "prepare", "cpu", rows, input=source.name, workers=workers)
+    show(written)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import write
+from benchmarks.measure import own_options, write
+from benchmarks.table import show
 from runtime import checkpoint
 
 
 def main(argv: list[str]) -> None:
-    own = {"gb": "1", "rounds": "5", "folder": "", "out": ""}
-    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
-    if unknown := [arg for arg in argv if arg.partition("=")[0].removeprefix("--") not in own]:
+    own, unknown = own_options(argv, {"gb": "1", "rounds": "5", "folder": "", "out": ""})
+    if unknown:
         sys.exit(f"error: unknown argument {unknown[0]}: see the head of benchmarks/save.py")
     gb, rounds = float(own["gb"]), int(own["rounds"])
     tensors = {f"t{i}": torch.randn(int(gb * 1e9 / 4 / 32)) for i in range(32)}  # as many as a small model has
@@ -67,12 +67,10 @@ def main(argv: list[str]) -> None:
                 way()
                 times[name].append((time.perf_counter() - begun) / gb)
     rows = []
-    print(f"{gb:g} GB, {rounds} rounds, {torch.get_num_threads()} threads\n{'':30} s/GB, median (quartiles)")
     for name, seconds in times.items():
         lower, median, upper = statistics.quantiles(seconds)
         rows.append({"way": name, "seconds_per_gb": [median, lower, upper]})
-        print(f"{name:30} {median:.3f} ({lower:.3f} to {upper:.3f})")
-    print("written to", write(own["out"] or None, "save", "cpu", rows, gb=gb, rounds=rounds))
+    show(write(own["out"] or None, "save", "cpu", rows, gb=gb, rounds=rounds))
 
 
 if __name__ == "__main__":

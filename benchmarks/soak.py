@@ -1,17 +1,18 @@
-"""A soak: a run that is killed at random again and again, brought back, and compared with one that nobody touched.
+"""Endurance: a run that is killed at random times and resumed, compared with one that was left alone.
 
     python -m benchmarks.soak config/quickstart.py [--key=value ...] [--hours=2] [--between=60,300] [--seed=1]
 
-For `hours`, first the undisturbed run, then one after another: every 60 to 300 seconds (`between`) a signal, three
-times of four SIGKILL and otherwise SIGTERM, and `--init_from=auto` brings the run back. Each run that came to its end
-must have the rows (but for seconds) and the last checkpoint of the undisturbed one, bit by bit. Resident memory is read
-every 2 seconds: from the first save of a life to its last step, what is not the page cache's (mapped tokens, libraries)
-must be as much in the last third of the time as in the first, to 3%: single readings go up and down by as much with
-each save and validation. What the time ends is brought to its end without more kills. Exit
-code 1: something was not equal or not flat.
+First the undisturbed run, then for `hours` one run after another: every 60 to 300 seconds (`between`) a signal, SIGKILL
+three times of four and otherwise SIGTERM, after which `--init_from=auto` resumes it. Each finished run must have the
+rows (except for seconds) and the last checkpoint of the undisturbed one, bit by bit. A "life" is one process of a run.
+Its anonymous memory (without the page cache: mapped tokens, libraries) is read every 2 seconds; from its first save to
+its last step, the mean of the last third of the readings may be at most 3% above that of the first third (saves and
+validations move single readings by as much). The run that is going on when the time is over is finished without more
+kills. Exit code 1: something was not equal or not flat.
 """
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,49 +24,44 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import write
+from benchmarks.measure import own_options, write
 from runtime import checkpoint
 from runtime.recorder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAT = 0.03  # largest part by which memory may grow from a life's first third to its last
-EVERY = 2.0  # seconds between two looks
+EVERY = 2.0  # seconds between two readings
 
 
 def memory(pid: int) -> dict[str, float]:
     """{"resident", "anonymous"}: MB of a process, with and without the pages of mapped files; empty if it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return {}
-    found = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "RssAnon")))
+    found = dict(re.findall(r"^(VmRSS|RssAnon):\s+(\d+)", lines, re.MULTILINE))
     names = {"resident": "VmRSS", "anonymous": "RssAnon"}
-    return {name: round(int(found[key].split()[0]) / 1024, 1) for name, key in names.items() if key in found}
+    return {name: round(int(found[key]) / 1024, 1) for name, key in names.items() if key in found}
 
 
 def live(argv: list[str], out_dir: Path, seconds: float, number: int) -> dict[str, Any]:
     """One life of a run, ended after `seconds` by a signal if it has not ended before."""
     command = [sys.executable, "train.py", *argv, f"--out_dir={out_dir}", "--init_from=auto"]
-    before = newest(out_dir)
-    with (out_dir.parent / f"{out_dir.name}.log").open("ab") as log:
-        begun = time.monotonic()
+    before, samples, begun = newest(out_dir), [], time.monotonic()
+    saved = float("inf")  # when this life's first save was seen
+    with out_dir.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        samples: list[dict[str, float]] = []
-        settled: dict[str, float] = {}  # memory after this life's first save
-        sent = False
         while process.poll() is None:
             time.sleep(EVERY)
-            age = time.monotonic() - begun
-            now = memory(process.pid)
-            if now:
-                samples.append({"seconds": round(age, 1), "step": newest(out_dir), **now})
-                if not settled and newest(out_dir) > max(before, 0):
-                    settled = samples[-1]
-            if age > seconds and not sent:
+            age, step = round(time.monotonic() - begun, 1), newest(out_dir)
+            if now := memory(process.pid):
+                samples.append({"seconds": age, "step": step, **now})
+                saved = min(saved, age if step > max(before, 0) else saved)
+            if age > seconds:
                 process.send_signal(number)
-                sent = True
-    training = [sample for sample in samples if process.returncode or sample["step"] < newest(out_dir)]  # no drawing
-    after = [sample["anonymous"] for sample in training if settled and sample["seconds"] >= settled["seconds"]]
+                seconds = float("inf")
+    end = newest(out_dir) if process.returncode == 0 else float("inf")  # after its last step it draws its figure
+    after = [sample["anonymous"] for sample in samples if sample["seconds"] >= saved and sample["step"] < end]
     third = max(1, len(after) // 3)
     growth = mean(after[-third:]) / mean(after[:third]) - 1 if after else 0.0
     return {"from": before, "to": newest(out_dir), "seconds": round(time.monotonic() - begun, 1),
@@ -97,9 +93,7 @@ def same(a: object, b: object) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    own = {"hours": "2", "between": "60,300", "seed": "1", "out": ""}
-    own |= {k: arg.split("=", 1)[1] for arg in argv for k in own if arg.startswith(f"--{k}=")}
-    argv = [arg for arg in argv if not any(arg.startswith(f"--{k}=") for k in own)]
+    own, argv = own_options(argv, {"hours": "2", "between": "60,300", "seed": "1", "out": ""})
     shortest, longest = map(float, own["between"].split(","))
     rng = random.Random(int(own["seed"]))
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
@@ -124,7 +118,7 @@ def main(argv: list[str]) -> int:
             bad |= lives[-1]["growth"] > FLAT
             if code == 0:
                 break
-            if code not in (-signal.SIGKILL, 130, -signal.SIGTERM):  # the last: it came before train.py listened
+            if code not in (-signal.SIGKILL, 130, -signal.SIGTERM):  # the last: before train.py handles signals
                 sys.exit(f"error: the run failed: {(folder / f'{out_dir.name}.log').read_text()[-1000:]}")
         unequal = differences(folder / "undisturbed", out_dir)
         bad |= bool(unequal)
@@ -133,6 +127,8 @@ def main(argv: list[str]) -> int:
               flush=True)
         hours = (time.monotonic() - end) / 3600 + float(own["hours"])
         path = write(own["out"] or None, "soak", "cpu", runs, config=argv, hours=round(hours, 3))
+    if len(runs) == 1:
+        sys.exit(f"error: the undisturbed run took all the time: give more than --hours={own['hours']}")
     kills = sum(len(run["lives"]) - 1 for run in runs)
     verdict = "NOT equal or NOT flat" if bad else "all equal, memory flat"
     print(f"{len(runs) - 1} runs, {kills} kills in {hours:.2f} hours: {verdict}; {path}")

@@ -8,4 +8,3 @@ base = "finetune_gpt2xl_mada.py"
 
 out_dir = "out/finetune_gpt2xl_adam"
 optimizer = "adam"
-hyper_lr = None

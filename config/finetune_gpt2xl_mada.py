@@ -24,7 +24,7 @@ block_size = 1024
 vocab_multiple = 64
 batch_size = 4
 gradient_accumulation_steps = 8  # 4 x 8 = 32 sequences, 32,768 tokens; the text has 301,966
-recompute = True
+activation_checkpointing = True
 
 max_iters = 18  # 590,000 tokens, 2 passes
 learning_rate = 3e-5

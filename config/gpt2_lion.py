@@ -10,4 +10,3 @@ optimizer = "lion"
 learning_rate = 1.5e-4
 beta1 = 0.95
 beta2 = 0.98
-eps = None  # it has no denominator

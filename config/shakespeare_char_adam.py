@@ -7,5 +7,3 @@ base = "shakespeare_char.py"
 
 out_dir = "out/shakespeare_char_adam"
 optimizer = "adam"
-hyper_lr = None
-hyper_momentum = 0.0

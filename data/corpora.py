@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data import preparation
 from data.documents import Documents
 from data.download import fetch, hub_files, mirrored
-from data.manifest import DataError
-from data.preparation import Record, Source
+from data.manifest import DataError, reading
+from data.preparation import ArgumentParser, Record, Source
 from data.tokenizer import GPT2Tokenizer
 
 ROWS = {  # by set and split
@@ -19,6 +18,7 @@ ROWS = {  # by set and split
     "lambada": {"train": 2_662, "val": 4_869, "test": 5_153},
     "lambada_openai": {"test": 5_153},
 }
+PREPARED = {name: list(rows) for name, rows in ROWS.items()} | {"lambada": ["val", "test"]}  # splits, by default
 HUB = {  # repository, revision, folder
     "wikitext2": ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-2-raw-v1"),
     "wikitext103": ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-103-raw-v1"),
@@ -56,15 +56,16 @@ def texts(name: str, split: str) -> Iterator[str]:
         raise DataError(f"no evaluation set {name!r}; there are: {', '.join(ROWS)}")
     if split not in ROWS[name]:
         raise DataError(f"{name} has no split {split!r}; it has: {', '.join(ROWS[name])}")
-    return _checked(name, split)  # a generator of its own, so that a wrong name is refused by the call
+    return _checked(name, split)  # another generator, so that a wrong name is refused at the call
 
 
 def _checked(name: str, split: str) -> Iterator[str]:
     count, digest = 0, hashlib.sha256()
-    for text in _rows(name, split):
-        count += 1
-        digest.update((text + "\n" if name == "lambada" else text or " \n").encode())
-        yield text
+    with reading(f"{name}, split {split},"):
+        for text in _rows(name, split):
+            count += 1
+            digest.update((text + "\n" if name == "lambada" else text or " \n").encode())
+            yield text
     pinned = TEST_SHA256.get(name) if split == "test" else None
     if count != ROWS[name][split] or pinned not in (None, digest.hexdigest()):
         raise DataError(
@@ -78,7 +79,7 @@ def _rows(name: str, split: str) -> Iterator[str]:
         for line in fetch(*LAMBADA_OPENAI).read_text(encoding="utf-8").split("\n")[:-1]:
             yield json.loads(line)["text"]
     elif split == "test" and (file := mirrored(TEST_FILE[name])):
-        with file.open(encoding="utf-8", newline="\n") as lines:
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for line in lines:
                 yield line.removesuffix("\n") if name == "lambada" else line if line.strip() else ""
     else:
@@ -89,25 +90,26 @@ def _rows(name: str, split: str) -> Iterator[str]:
             yield piece.text
 
 
-def prepare(name: str, folder: Path, splits: Sequence[str]) -> None:
-    """Make `folder` GPT-2 tokens of these splits: each row tokenised on its own and followed by end-of-text.
+def source(name: str, splits: Sequence[str] | None = None) -> Source:
+    """GPT-2 tokens of these splits (None: of PREPARED's): each row tokenised on its own, end-of-text after each.
 
     That is the stream of the paper's perplexities (its authors' code); GPT-2's own protocol reads the text unbroken.
     """
-    for split in splits:
+    chosen = PREPARED[name] if splits is None else splits
+    for split in chosen:
         texts(name, split)  # refuse a wrong one before work begins
 
     def records(start: int) -> Iterator[Record]:
-        rows = (Record(split, text) for split in splits for text in texts(name, split))
+        rows = (Record(split, text) for split in chosen for text in texts(name, split))
         return itertools.islice(rows, start, None)
 
-    origin = {"corpus": name, "splits": list(splits)}
-    preparation.prepare(Source(name, GPT2Tokenizer(), records, origin), folder)
+    return Source(name, GPT2Tokenizer(), records, {"corpus": name, "splits": list(chosen)})
 
 
-def main(doc: str | None, name: str, folder: Path, splits: str) -> None:
-    """The command line of one of these sets; `splits` is the default of --splits."""
-    parser = preparation.argument_parser(doc, folder)
-    parser.add_argument("--splits", default=splits, help=f"of {','.join(ROWS[name])} (default: %(default)s)")
-    arguments = parser.parse_args()
-    preparation.run(lambda: prepare(name, arguments.out, arguments.splits.split(",")))
+def main(doc: str | None, file: str) -> None:
+    """The command line of the set in whose folder `file` is."""
+    folder = Path(file).resolve().parent
+    parser = ArgumentParser(doc, folder)
+    default = ",".join(PREPARED[folder.name])
+    parser.add_argument("--splits", default=default, help=f"of {','.join(ROWS[folder.name])} (default: %(default)s)")
+    parser.run(lambda arguments: source(folder.name, arguments.splits.split(",")))

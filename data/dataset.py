@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import manifest as manifests
-from data.manifest import AGAIN, DTYPE, DataError
+from data import preparation
+from data.manifest import AGAIN, DTYPE, DataError, expand, reading
 from data.tokenizer import from_manifest
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ class Tokens:
         self.name = name  # "shakespeare_char/val", for messages
         self.vocab_size = vocab_size
         self._files = shards
-        self._shards = [
-            np.asarray(np.memmap(path, dtype=DTYPE, mode="r")) for path in shards
-        ]  # slices of np.memmap cost
+        with reading(name):
+            maps = [np.memmap(path, dtype=DTYPE, mode="r") for path in shards]
+        self._shards = [np.asarray(shard) for shard in maps]  # slices of np.memmap cost
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)  # (shards,)
 
     def __len__(self) -> int:
@@ -48,9 +49,8 @@ class Tokens:
         """
         out = np.empty((len(starts), length), dtype=np.int64)
         if len(starts) and not (starts.min() >= 0 and starts.max() <= len(self) - length):
-            raise IndexError(
-                f"{self.name} has {len(self)} tokens; asked for {length} from {starts.min()}, {starts.max()}"
-            )
+            asked = f"asked for {length} from {starts.min()}, {starts.max()}"
+            raise IndexError(f"{self.name} has {len(self)} tokens; {asked}")
         shards = np.searchsorted(self._ends, starts, side="right")  # (n,)
         offsets = starts - np.concatenate([[0], self._ends])[shards]  # in that shard
         for row, shard, offset in zip(out, shards.tolist(), offsets.tolist(), strict=True):
@@ -76,8 +76,8 @@ class Dataset:
         try:
             self.name: str = self.manifest["name"]
             self._tokenizer = from_manifest(self.manifest, folder / "manifest.json")
-        except KeyError as e:
-            raise DataError(f"{folder / 'manifest.json'} has no entry {e}: {AGAIN}") from None
+        except (KeyError, TypeError) as e:
+            raise DataError(f"{folder / 'manifest.json'} lacks or garbles the entry {e}: {AGAIN}") from None
         self.tokenizer: str = self._tokenizer.name
         self.vocab_size: int = self._tokenizer.vocab_size
         self.end_of_text: int | None = self._tokenizer.end_of_text
@@ -90,7 +90,7 @@ class Dataset:
             raise DataError(f"{self.folder} has no split {name!r}; it has: {has}")
         return Tokens([self.folder / shard["file"] for shard in shards], self.vocab_size, f"{self.name}/{name}")
 
-    @cached_property  # a step asks for it: opening every shard takes longer than reading a batch
+    @cached_property  # every step uses it: opening all shards takes longer than reading a batch
     def train(self) -> Tokens:
         return self.split("train")
 
@@ -117,19 +117,23 @@ def open_dataset(name: str, prepare: bool = False, verify: bool = False) -> Data
     Raises:
         DataError: unknown or missing set, or files that disagree with their manifest.
     """
-    folder = Path(name) if "/" in name or Path(name, "manifest.json").is_file() else FOLDER / name
-    if not (folder / "manifest.json").is_file():
-        if not (folder / "prepare.py").is_file() or folder.parent.resolve() != FOLDER:
-            known = ", ".join(sorted(path.parent.name for path in FOLDER.glob("*/prepare.py")))
-            raise DataError(f"no data set {name!r}: neither a prepared folder (with manifest.json) nor one of {known}")
-        recipe = importlib.import_module(f"data.{folder.name}.prepare")
-        if not (prepare and recipe.SMALL):
-            raise DataError(f"the data set {folder.name} is not prepared: run `python data/{folder.name}/prepare.py`")
-        recipe.prepare(folder)
-    dataset = Dataset(folder)
-    if verify:
-        manifests.verify(folder, dataset.manifest)
-    return dataset
+    path = expand(name)
+    with reading(path):
+        folder = path if "/" in name or (path / "manifest.json").is_file() else FOLDER / name
+        if not (folder / "manifest.json").is_file():
+            if not (folder / "prepare.py").is_file() or folder.parent.resolve() != FOLDER:
+                known = ", ".join(sorted(recipe.parent.name for recipe in FOLDER.glob("*/prepare.py")))
+                places = f"neither a prepared folder (with manifest.json) nor one of {known}"
+                raise DataError(f"no data set {name!r}: {places}")
+            recipe = importlib.import_module(f"data.{folder.name}.prepare")
+            if not (prepare and recipe.SMALL):
+                command = f"python data/{folder.name}/prepare.py"
+                raise DataError(f"the data set {folder.name} is not prepared: run `{command}`")
+            preparation.prepare(recipe.source(), folder)
+        dataset = Dataset(folder)
+        if verify:
+            manifests.verify(folder, dataset.manifest)
+        return dataset
 
 
 def train_batch(

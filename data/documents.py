@@ -1,24 +1,31 @@
-"""Documents in files of the usual kinds: .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, and folders of them.
+"""Documents in files: plain text of any name, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, and folders of them.
 
 Everything streams: memory holds a piece of one file, whatever its size.
 """
 
+import codecs
 import gzip
 import io
 import json
+import os
 import re
+import stat
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple
 
-from data.manifest import DataError
+from data.manifest import DataError, expand, reading
 
 if TYPE_CHECKING:
     import pyarrow.parquet
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-PIECE_CHARS = 1 << 18  # of a .txt file, at most, in one piece
+RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")  # files of many documents; any other is one, if it is text
+PIECE_CHARS = 1 << 18  # of a text file, at most, in one piece
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how such a file begins
 
 # Where a text may be cut so that GPT-2's ids of the parts are its ids of the whole: before ONE space or newline between
 # two other characters. (Of a run of white space, GPT-2 keeps the last one for the next word.)
@@ -32,72 +39,130 @@ class Piece(NamedTuple):
         document: its number in the stream.
         text: its text.
         ends: whether the document ends here.
-        position: where in its file it begins, in [0, 1).
+        position: how many characters of its document precede it.
     """
 
     document: int
     text: str
     ends: bool
-    position: float
+    position: int
 
 
-class File(Protocol):
-    """A file on this machine, perhaps only after a download."""
-
-    @property
-    def name(self) -> str:
-        """Its name, without folders."""
-
-    def local(self) -> Path:
-        """Its path on this machine."""
-
-
-class LocalFile(NamedTuple):
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    def local(self) -> Path:
-        return self.path
-
-
-def find_files(inputs: Sequence[Path]) -> list[LocalFile]:
+def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     """The files among `inputs` and in its folders (sorted, also deeper ones).
 
+    Of a folder, hidden files and prepared sets are passed over, and what is not text is left out with a line on stderr.
+
     Raises:
-        DataError: a path that does not exist, a file of another kind, or a folder without such files.
+        DataError: a file that does not exist, cannot be read or is not text; a folder without files to read.
     """
-    found: list[LocalFile] = []
-    for path in inputs:
-        inside = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES)) if path.is_dir() else [path]
-        if not path.exists():
-            raise DataError(f"--input {path} does not exist")
-        if not inside or not inside[0].name.endswith(SUFFIXES):
-            raise DataError(f"--input {path} is not, or does not contain, a file of these kinds: {', '.join(SUFFIXES)}")
-        found += map(LocalFile, inside)
+    found: list[Path] = []
+    for path in map(expand, inputs):
+        with reading(f"--input {path}"):
+            if not path.is_dir():
+                if problem := _unusable(path):
+                    raise DataError(f"--input {path} {problem}: take it out of the input")
+                found.append(path)
+                continue
+            problems = {file: _unusable(file) for file in _inside(path)}
+        usable = [file for file, problem in problems.items() if not problem]
+        left_out = [f"{file.relative_to(path)} {problem}" for file, problem in problems.items() if problem]
+        more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        if not usable:
+            why = f" ({'; '.join(left_out[:3])}{more})" if left_out else ""
+            raise DataError(f"--input {path} contains no text and no file of these kinds: {', '.join(RECORDS)}{why}")
+        if left_out:
+            print(f"{path}: left out {'; '.join(left_out[:3])}{more}", file=sys.stderr)
+        found += usable
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, sorted; OSError where one of them cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if not ({"manifest.json", "progress.json"} & {*names} and any(name.endswith(".bin") for name in names)):
+            links = [name for name in folders if Path(root, name).is_symlink()]  # os.walk does not follow them
+            found += [Path(root, name) for name in names + links if not name.startswith(".")]
+    return sorted(found)
+
+
+def _unusable(path: Path) -> str | None:
+    """Why a file is not read, decided by its first bytes; None where it is."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else "does not exist"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if path.name.endswith(RECORDS):
+        return None
+    with path.open("rb") as f:
+        start = f.read(8192)
+    if b"\0" in start and not start.startswith(UTF16):
+        return f"is not text, nor a file of these kinds: {', '.join(RECORDS)}"
+    return None if start else "holds no document"
+
+
+def open_text(raw: IO[bytes]) -> IO[str]:
+    """A text file as UTF-8 or, where it begins with the mark of that, UTF-16. Line ends of any system become \\n."""
+    utf16 = raw.read(2) in UTF16
+    raw.seek(0)
+    return io.TextIOWrapper(raw, "utf-16" if utf16 else "utf-8-sig")  # type: ignore[type-var]
+
+
+def border_after(path: Path, fraction: float) -> int:
+    """How many characters of a text precede the first border after `fraction` of them.
+
+    It counts characters with every line end as one, so it depends on nothing but the text. Without a border in the
+    next 64K characters, the text is cut there and then.
+    """
+    with _naming(path), path.open("rb") as raw, open_text(raw) as f:
+        before = max(int(fraction * sum(map(len, iter(lambda: f.read(PIECE_CHARS), "")))), 1)
+        f.seek(0)
+        for read in range(0, before - 1, PIECE_CHARS):
+            f.read(min(PIECE_CHARS, before - 1 - read))
+        border = BORDER.search(f.read(1 << 16), 1)
+    return before + (border.start() - 1 if border else 0)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise what ends the reading of a file as a DataError with its name."""
+    try:
+        yield
+    except Exception as e:
+        import pyarrow
+
+        if isinstance(e, OSError) and e.errno is not None:  # from the system, not from a decompressor
+            raise DataError(f"{path} cannot be read: {e.strerror}") from None
+        if isinstance(e, UnicodeError) and path.suffix != ".parquet":
+            raise DataError(f"{path} is not UTF-8 ({e}): convert it, for example with iconv") from None
+        if isinstance(e, EOFError | zlib.error | OSError | UnicodeError | pyarrow.ArrowException):
+            raise DataError(f"{path} is damaged ({e}): get it again") from None
+        raise
 
 
 class Documents:
     """The documents of some files, one file after the other.
 
     Args:
-        files: what to read, in this order. A .txt file is one document; else a line or a row is one.
+        files: what to read, in this order. A text file is one document; else a line or a row is one.
         key: the field (.jsonl) or column (.parquet) that holds the text.
         skip_bad: leave out broken lines and rows without text, counted in `skipped`, instead of stopping at the first.
-        piece_chars: a .txt file longer than this comes in pieces.
+        piece_chars: a text file longer than this comes in pieces.
     """
 
     def __init__(
-        self, files: Sequence[File], key: str = "text", skip_bad: bool = False, piece_chars: int = PIECE_CHARS
+        self, files: Sequence[PathLike[str]], key: str = "text", skip_bad: bool = False, piece_chars: int = PIECE_CHARS
     ):
-        self.files = files
-        self.key = key
-        self.skip_bad = skip_bad
+        self.files, self.key, self.skip_bad, self._piece_chars = files, key, skip_bad, piece_chars
         self.skipped = 0
-        self._piece_chars = piece_chars
         self._read = 0.0  # files, the part of the current one included
 
     def fraction(self) -> float:
@@ -112,43 +177,41 @@ class Documents:
         """
         count = document = self.skipped = 0
         for i, file in enumerate(self.files):
-            path = file.local()
-            if not self.skip_bad and count < start and (rows := _parquet_rows(path)) and count + rows <= start:
-                count, document = count + rows, document + rows  # a parquet file's footer tells: no need to read it
-                continue
-            before = count
-            position = 0.0
+            path = Path(file)
+            if path.suffix == ".parquet" and not self.skip_bad and count < start:
+                with _naming(path):
+                    rows = _open_parquet(path).metadata.num_rows
+                if count + rows <= start:  # known from the file's footer: no need to read it
+                    count, document = count + rows, document + rows
+                    continue
+            before, position = count, 0
             for text, ends, read_to in self._texts(path):
                 self._read = i + read_to
                 if count >= start:
                     yield Piece(document, text, ends, position)
-                count, document, position = count + 1, document + ends, read_to
+                count, document, position = count + 1, document + ends, 0 if ends else position + len(text)
             if count == before:
                 raise DataError(f"{path} holds no document: take it out of the input")
 
     def _texts(self, path: Path) -> Iterator[tuple[str, bool, float]]:
         """(text, whether the document ends with it, how much of the file has been read)."""
-        read = {".txt": self._texts_of_txt, ".parquet": self._texts_of_parquet}.get(path.suffix, self._texts_of_jsonl)
-        try:
-            yield from read(path)
-        except UnicodeDecodeError as e:
-            raise DataError(f"{path} is not UTF-8 ({e}): convert it, for example with iconv") from None
-        except (EOFError, zlib.error, OSError) as e:
-            if isinstance(e, OSError) and e.errno is not None:  # the system's, not a decompressor's
-                raise
-            raise DataError(f"{path} is damaged ({e}): get it again") from None
+        with _naming(path):
+            if path.suffix == ".parquet":
+                yield from self._texts_of_parquet(path)
+            elif path.name.endswith(RECORDS):
+                yield from self._texts_of_jsonl(path)
+            else:
+                yield from self._texts_of_text(path)
 
-    def _texts_of_txt(self, path: Path) -> Iterator[tuple[str, bool, float]]:
-        size = path.stat().st_size
-        read, text = 0, ""
-        with path.open(encoding="utf-8") as f:
+    def _texts_of_text(self, path: Path) -> Iterator[tuple[str, bool, float]]:
+        size, text = path.stat().st_size, ""
+        with path.open("rb") as raw, open_text(raw) as f:
             while chunk := f.read(self._piece_chars):
                 text += chunk
                 borders = [border.start() for border in BORDER.finditer(text, max(len(text) - 4096, 1))]
-                if borders or len(text) > 16 * self._piece_chars:  # without any border: somewhere
-                    cut = borders[-1] if borders else len(text)
-                    read += len(text[:cut].encode())
-                    yield text[:cut], False, read / size
+                if borders or len(text) > 16 * self._piece_chars:  # no border: cut anywhere
+                    cut = borders[-1] if borders else len(text) - 1
+                    yield text[:cut], False, raw.tell() / size
                     text = text[cut:]
         if text:
             yield text, True, 1.0
@@ -162,7 +225,7 @@ class Documents:
                     if not line.strip():
                         continue
                     text = json.loads(line)[self.key]
-                except ValueError as e:  # broken JSON, or not UTF-8
+                except (ValueError, RecursionError) as e:  # broken JSON, not UTF-8, or nested too deeply
                     self._bad(where, f"not valid JSON ({e})")
                 except (KeyError, TypeError):
                     self._bad(where, f"no field {self.key!r} (--key names another)")
@@ -205,11 +268,4 @@ def _decompress(raw: IO[bytes], path: Path) -> IO[bytes]:
 def _open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
     import pyarrow.parquet
 
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as e:
-        raise DataError(f"{path} is damaged ({e}): get it again") from None
-
-
-def _parquet_rows(path: Path) -> int:
-    return _open_parquet(path).metadata.num_rows if path.suffix == ".parquet" else 0
+    return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)

@@ -7,8 +7,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from data.documents import File, LocalFile
-from data.manifest import DataError, file_sha256, publish
+from data.manifest import DataError, expand, file_sha256, publish, reading
 
 CACHE = Path(__file__).parent / ".cache"
 HUB = "https://huggingface.co"
@@ -17,7 +16,9 @@ HUB = "https://huggingface.co"
 def mirrored(name: str) -> Path | None:
     """The path of a file or folder of DATA_MIRROR; None where it is not there."""
     mirror = os.environ.get("DATA_MIRROR")
-    return path if mirror and (path := Path(mirror, name)).exists() else None
+    path = expand(mirror or "") / name
+    with reading(path):
+        return path if mirror and path.exists() else None
 
 
 def fetch(filename: str, url: str, sha256: str) -> Path:
@@ -30,9 +31,9 @@ def fetch(filename: str, url: str, sha256: str) -> Path:
     if path.is_file():
         _check(path, sha256, f"put the file from {url} there")
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=60) as response, open(partial, "wb") as f:
             shutil.copyfileobj(response, f)
             f.flush()
@@ -57,7 +58,7 @@ def _check(path: Path, sha256: str, remedy: str) -> None:
 
 
 class HubFile(NamedTuple):
-    """A file of a data set on the Hugging Face hub, downloaded when its turn comes."""
+    """A file of a data set on the Hugging Face hub; Path(file) downloads it, where it is not there yet."""
 
     filename: str  # "<repository>/<path in it>"
     url: str
@@ -68,11 +69,11 @@ class HubFile(NamedTuple):
     def name(self) -> str:
         return self.filename.rsplit("/", 1)[-1]
 
-    def local(self) -> Path:
-        return fetch(self.filename, self.url, self.sha256)
+    def __fspath__(self) -> str:
+        return str(fetch(self.filename, self.url, self.sha256))
 
 
-def hub_files(repository: str, revision: str, prefix: str = "") -> list[File]:
+def hub_files(repository: str, revision: str, prefix: str = "") -> list[Path | HubFile]:
     """The parquet files of a data set of the hub whose path begins with `prefix`, sorted.
 
     DATA_MIRROR/<repository>/ is taken for a copy of the whole repository at that revision. Plain HTTP: the hub's own
@@ -81,11 +82,11 @@ def hub_files(repository: str, revision: str, prefix: str = "") -> list[File]:
     Raises:
         DataError: no such files, or neither a copy of them nor a network.
     """
-    files: list[File] = []
+    files: list[Path | HubFile] = []
     if copy := mirrored(repository):
         where = str(copy)
         paths = sorted(copy.rglob("*.parquet"))
-        files += [LocalFile(path) for path in paths if path.relative_to(copy).as_posix().startswith(prefix)]
+        files += [path for path in paths if path.relative_to(copy).as_posix().startswith(prefix)]
     else:
         where = f"{HUB}/api/datasets/{repository}/tree/{revision}?recursive=true"
         try:

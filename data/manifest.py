@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,28 @@ import numpy as np
 
 FORMAT = 1
 DTYPE = np.dtype("<u2")
-AGAIN = "delete the folder's shards and manifest.json and prepare it again"  # the remedy for what was changed
+AGAIN = "prepare it again with --overwrite"  # the remedy for a folder that was changed
 
 
 class DataError(ValueError):
     """A data set that is missing, damaged or asked for wrongly: one line that names the file and the remedy."""
+
+
+def expand(path: str | Path) -> Path:
+    """The path with ~ and ~user replaced by the home folder. Raises DataError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise DataError(f"{path}: {e}") from None
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Raise what the system says of a file (no permission, name too long, a loop of links) as a DataError."""
+    try:
+        yield
+    except OSError as e:
+        raise DataError(f"{e.filename or path} cannot be read: {e.strerror or e}") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -58,7 +76,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder} holds no prepared data (no manifest.json)") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except OSError as e:
+        raise DataError(f"{path} cannot be read: {e.strerror}") from None
+    except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, nested too deeply
         raise DataError(f"{path} is not valid JSON ({e}): {AGAIN}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not a manifest of format {FORMAT}: {AGAIN}")
@@ -106,21 +126,14 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
 def read_through(shard: Path, vocab_size: int) -> tuple[str, np.ndarray]:
     """(sha256, how often each id occurs): int64 (vocab_size,), longer where an id lies beyond the vocabulary."""
     digest, counts = hashlib.sha256(), np.zeros(vocab_size, dtype=np.int64)
-    for chunk in _chunks(shard):
-        digest.update(chunk)
-        found = np.bincount(np.frombuffer(chunk, DTYPE), minlength=counts.size)
-        counts = np.pad(counts, (0, found.size - counts.size)) + found
+    with open(shard, "rb") as f:
+        while chunk := f.read(1 << 24):
+            digest.update(chunk)
+            found = np.bincount(np.frombuffer(chunk, DTYPE), minlength=counts.size)
+            counts = np.pad(counts, (0, found.size - counts.size)) + found
     return digest.hexdigest(), counts
 
 
-def _chunks(path: Path, size: int = 1 << 24) -> Iterator[bytes]:
-    with open(path, "rb") as f:
-        while chunk := f.read(size):
-            yield chunk
-
-
 def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for chunk in _chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
+    with reading(path), open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

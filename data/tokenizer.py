@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.download import mirrored
-from data.manifest import AGAIN, DTYPE, DataError
+from data.manifest import AGAIN, DTYPE, DataError, expand
 
 if TYPE_CHECKING:
     import tiktoken
@@ -21,6 +21,8 @@ class CharTokenizer:
     end_of_text: int | None = None
 
     def __init__(self, vocabulary: str):
+        if not 1 <= len(vocabulary) <= 1 << 16:  # ids are uint16
+            raise DataError(f"{len(vocabulary):,} different characters; --tokenizer=char takes 1 to 65,536")
         self.vocabulary = vocabulary
         self.vocab_size = len(vocabulary)
         self._table = np.full(max(map(ord, vocabulary)) + 1, -1, dtype=np.int32)
@@ -92,8 +94,8 @@ def gpt2_encoding() -> "tiktoken.Encoding":
     """
     import tiktoken
 
-    if cached := mirrored("tiktoken_cache"):
-        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cached.resolve()))
+    if given := os.environ.get("TIKTOKEN_CACHE_DIR") or mirrored("tiktoken_cache"):
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(expand(given).resolve())
     try:
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as e:  # no network; a download with another checksum

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from model import GPT, GPTConfig
-from optim import build_optimizer
+from optim import OPTIMIZERS as RULES
 from optim.flat import WIDTH
 
 SCALE = Path(__file__).parents[1] / "docs" / "SCALE.md"
@@ -54,13 +54,6 @@ class Memory:
         return f"{self.total / 1e9:.2f} GB ({parts})"
 
 
-def state_bytes(optimizer: Any) -> int:
-    """Bytes of the optimizer's states per parameter, with the pending gradient where coefficients are learned."""
-    (bucket,) = optimizer.buckets
-    matrices = [*bucket.states.values()] + ([] if bucket.pending is None else [bucket.pending])
-    return sum(matrix.element_size() for matrix in matrices)
-
-
 @functools.cache
 def shapes(config: GPTConfig) -> tuple[list[torch.Size], list[torch.Size]]:
     """Shapes of the parameters of a block, and of all others (the tied one once)."""
@@ -75,7 +68,7 @@ def needed(config: GPTConfig, batch_size: int, state: int, processes: int = 1, p
     """Memory of one process for micro-batches of (batch_size, block_size) tokens.
 
     Args:
-        state: bytes per parameter, from `state_bytes`.
+        state: bytes of optimizer state per parameter (`RuleOptimizer.check(...).state_bytes()`).
         dtype: of matmuls.
     """
     C, P, L = config.n_embd, config.padded_vocab_size, config.n_layer
@@ -144,8 +137,7 @@ def table() -> list[str]:
         "| model | micro-batch | activation checkpointing | layout | GPUs | " + " | ".join(OPTIMIZERS) + " |",
         "|---" * 5 + "|---:" * len(OPTIMIZERS) + "|",
     ]
-    one = [torch.nn.Parameter(torch.zeros(1))]
-    states = [state_bytes(build_optimizer(name, one, **options)) for name, options in OPTIMIZERS.items()]
+    states = [RULES[name].check(**options).state_bytes() for name, options in OPTIMIZERS.items()]
     layouts = (("ddp", 1), ("ddp", 8), ("ddp", 64), ("fsdp", 8), ("fsdp", 64))
     for name, again, (parallel, processes) in itertools.product(MODELS, (False, True), layouts):
         config, batch = MODELS[name]

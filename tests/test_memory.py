@@ -23,14 +23,13 @@ def test_counted_states_are_those_of_the_optimizer(name: str, vocab_size: int, n
     config = GPTConfig(block_size=16, vocab_size=vocab_size, n_layer=2, n_head=1, n_embd=n_embd)
     model = GPT(config)
     optimizer = build_optimizer(name, model.parameters(), **memory.OPTIMIZERS[name])
-    one = build_optimizer(name, [torch.nn.Parameter(torch.zeros(1))], **memory.OPTIMIZERS[name])
     (bucket,) = optimizer.buckets
     kept = [*bucket.states.values()] + ([] if bucket.pending is None else [bucket.pending])
-    counted = memory.needed(config, 1, memory.state_bytes(one))
+    counted = memory.needed(config, 1, optimizer.options.state_bytes())
     assert counted.states == sum(matrix.nbytes for matrix in kept) > 0
     assert counted.weights == bucket.x.nbytes and counted.gradients == bucket.g.nbytes
     assert counted.passing == 0
-    over_two = memory.needed(config, 1, memory.state_bytes(one), processes=2, parallel="fsdp")
+    over_two = memory.needed(config, 1, optimizer.options.state_bytes(), processes=2, parallel="fsdp")
     assert counted.states / 2 <= over_two.states < counted.states
     assert memory.needed(config, 1, 8, processes=2).gradients == 2 * counted.gradients
 
@@ -66,7 +65,7 @@ def test_running_out_of_memory_is_reported_in_one_line(small: list[str], monkeyp
 def test_gradients_lie_in_the_optimizers_buffer_from_the_first_step_on(small: list[str], monkeypatch) -> None:
     built, seen = [], []
 
-    def build(*args, real=train.build_optimizer, **kwargs):
+    def build(*args, real=train.optimizers.build, **kwargs):
         built.append(real(*args, **kwargs))
         return built[-1]
 
@@ -76,7 +75,7 @@ def test_gradients_lie_in_the_optimizers_buffer_from_the_first_step_on(small: li
         seen.append(len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == 1)
         return loss
 
-    monkeypatch.setattr(train, "build_optimizer", build)
+    monkeypatch.setattr(train.optimizers, "build", build)
     monkeypatch.setattr(train, "accumulate", accumulate)
     assert train.main([*small, "--max_iters=2"]) == 0
     assert train.main([*small, "--max_iters=3", "--init_from=resume"]) == 0

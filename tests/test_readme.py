@@ -38,7 +38,7 @@ def test_the_rule_of_ones_own_learns_compiled() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert all(sweep.module is not None for sweep in optimizer._sweeps.values()), "it ran uncompiled"
+    assert optimizer._passes and all(p.module is not None for p in optimizer._passes.values()), "it ran uncompiled"
     assert losses[-1] < 0.8 * losses[0]
     start = {name: coefficient.start for name, coefficient in optimizer.table.items()}
     assert all(value != start[name] for name, value in optimizer.coefficients.items())

@@ -6,6 +6,7 @@ Its training split (--splits=train,val,test) is 2,662 novels.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -13,19 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import corpora
 
 SMALL = True
-
-
-def prepare(folder: Path) -> None:
-    """Make `folder` the prepared set."""
-    corpora.prepare(
-        "lambada",
-        folder,
-        (
-            "val",
-            "test",
-        ),
-    )
-
+source = partial(corpora.source, "lambada")
 
 if __name__ == "__main__":
-    corpora.main(__doc__, "lambada", Path(__file__).resolve().parent, "val,test")
+    corpora.main(__doc__, __file__)

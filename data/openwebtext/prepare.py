@@ -57,12 +57,5 @@ def source() -> Source:
     )
 
 
-def main() -> None:
-    parser = preparation.argument_parser(__doc__, Path(__file__).resolve().parent)
-    parser.add_argument("--threads", type=int, help="that tokenize (default: one for each core)")
-    arguments = parser.parse_args()
-    preparation.run(lambda: preparation.prepare(source(), arguments.out, threads=arguments.threads))
-
-
 if __name__ == "__main__":
-    main()
+    preparation.main(__doc__, __file__, source)

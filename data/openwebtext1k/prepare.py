@@ -26,8 +26,7 @@ FILE = "openwebtext10k_val.jsonl"
 DOCUMENTS = 1000
 
 
-def prepare(folder: Path) -> None:
-    """Make `folder` the prepared set."""
+def source() -> Source:
     file = mirrored(FILE)
     documents = Documents(find_files([file]) if file else hub_files(REPOSITORY, REVISION)[:1])
 
@@ -36,8 +35,8 @@ def prepare(folder: Path) -> None:
             yield Record("val" if piece.document % 20 == 19 else "train", piece.text)
 
     origin = {"file": FILE} if file else {"repository": REPOSITORY, "revision": REVISION, "documents": DOCUMENTS}
-    preparation.prepare(Source("openwebtext1k", GPT2Tokenizer(), records, origin), folder)
+    return Source("openwebtext1k", GPT2Tokenizer(), records, origin)
 
 
 if __name__ == "__main__":
-    preparation.main(__doc__, prepare, Path(__file__).resolve().parent)
+    preparation.main(__doc__, __file__, source)

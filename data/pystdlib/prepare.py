@@ -44,16 +44,14 @@ def is_val(module: str) -> bool:
     return hashlib.sha256(module.encode()).digest()[0] < 26
 
 
-def prepare(folder: Path) -> None:
-    """Make `folder` the prepared set."""
-
+def source() -> Source:
     def records(start: int) -> Iterator[Record]:
         for path in modules()[start:]:
             yield Record("val" if is_val(path.stem) else "train", clean(path.read_text(encoding="utf-8")))
 
     origin = {"text": "single-file modules of the standard library", "python": platform.python_version()}
-    preparation.prepare(Source("pystdlib", CharTokenizer(VOCABULARY), records, origin), folder)
+    return Source("pystdlib", CharTokenizer(VOCABULARY), records, origin)
 
 
 if __name__ == "__main__":
-    preparation.main(__doc__, prepare, Path(__file__).resolve().parent)
+    preparation.main(__doc__, __file__, source)

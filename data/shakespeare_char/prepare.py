@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import preparation
 from data.download import fetch
 from data.preparation import Record, Source
-from data.tokenizer import CharTokenizer
+from data.tokenizer import CharTokenizer, Tokenizer
 
 SMALL = True
 URL = (
@@ -23,26 +23,22 @@ URL = (
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
-def tiny_shakespeare() -> list[Record]:
-    """The text as two records, its first 90% of characters for training. Raises DataError where it is not to be had."""
+def tiny_shakespeare(name: str, tokenizer: Tokenizer | None, expected: dict[str, int]) -> Source:
+    """The text cut after 90% of its characters, which become the vocabulary where `tokenizer` is None.
+
+    Raises DataError where the text is not to be had.
+    """
     text = fetch("tinyshakespeare.txt", URL, SHA256).read_text(encoding="utf-8")
     cut = int(len(text) * 0.9)
-    return [Record("train", text[:cut], ends=False), Record("val", text[cut:], ends=False)]
+    records = [Record("train", text[:cut], ends=False), Record("val", text[cut:], ends=False)]
+    tokenizer = tokenizer or CharTokenizer("".join(sorted(set(text))))
+    origin = {"url": URL, "sha256": SHA256}
+    return Source(name, tokenizer, lambda start: iter(records[start:]), origin, expected=expected)
 
 
-def prepare(folder: Path) -> None:
-    """Make `folder` the prepared set."""
-    records = tiny_shakespeare()
-    vocabulary = "".join(sorted(set().union(*(record.text for record in records))))
-    source = Source(
-        "shakespeare_char",
-        CharTokenizer(vocabulary),
-        lambda start: iter(records[start:]),
-        {"url": URL, "sha256": SHA256},
-        expected={"train": 1_003_854, "val": 111_540},
-    )
-    preparation.prepare(source, folder)
+def source() -> Source:
+    return tiny_shakespeare("shakespeare_char", None, {"train": 1_003_854, "val": 111_540})
 
 
 if __name__ == "__main__":
-    preparation.main(__doc__, prepare, Path(__file__).resolve().parent)
+    preparation.main(__doc__, __file__, source)

@@ -100,15 +100,16 @@ KILLED = """
 import sys
 sys.path[:0] = {paths}
 import signal, time
-from tiny_set import prepare_in_small_batches, tiny_source
+from tiny_set import tiny_source
 source = tiny_source()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 slow = lambda start: (time.sleep(0.02) or record for record in whole(start))
 whole, source.records = source.records, slow
 print("ready", flush=True)
-from pathlib import Path
-from data.preparation import run
-run(lambda: prepare_in_small_batches(source, Path({folder!r})))
+import data.preparation
+data.preparation.BATCH_CHARS = 50
+sys.argv[1:] = ["--out=" + {folder!r}, "--shard_tokens=300", "--threads=2"]
+data.preparation.ArgumentParser(None, None).run(lambda _: source)
 """
 
 
@@ -155,13 +156,13 @@ def test_done_is_verified_and_other_data_is_refused(tiny: Path, capsys: pytest.C
     shard = tiny / "train_00001.bin"
     good = shard.read_bytes()
     shard.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
-    with pytest.raises(DataError, match=r"train_00001.bin was changed .*: delete the folder's shards"):
+    with pytest.raises(DataError, match=r"train_00001.bin was changed .*: prepare it again with --overwrite"):
         prepare_in_small_batches(tiny_source(), tiny)
     shard.write_bytes(good)
     other, other_tokenizer = tiny_source(), tiny_source()
     other.origin, other_tokenizer.tokenizer = {"text": "another"}, GPT2Tokenizer()
     for source in (other, other_tokenizer):
-        with pytest.raises(DataError, match=rf"{tiny} holds other data: .*--out"):
+        with pytest.raises(DataError, match=rf"{tiny} holds other data \(t.* not .*--overwrite makes it again, --out"):
             prepare_in_small_batches(source, tiny)
 
 
@@ -250,3 +251,20 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     more = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)  # ru_maxrss: bytes there, KiB on Linux
     assert more < 80e6, f"{more / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", "{", "[" * 100_000, "\0\xff", '{"recipe": 1}', "a cut shard"])
+def test_a_damaged_state_of_a_preparation_starts_it_afresh(
+    damage: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, other = tmp_path / "again", tiny_source()
+    other.expected = {"all": 1}  # fails at the end, and leaves everything but the manifest
+    with pytest.raises(DataError, match="expected 1"):
+        prepare_in_small_batches(other, folder)
+    if damage == "a cut shard":
+        (folder / "train_00001.bin").write_bytes(b"cut")
+    else:
+        (folder / "progress.json").write_text(damage, encoding="latin1")
+    prepare_in_small_batches(tiny_source(), folder)
+    assert "starting afresh" in capsys.readouterr().err
+    assert contents(folder) == contents(tiny)

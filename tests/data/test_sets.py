@@ -1,5 +1,6 @@
 """The data sets themselves, and where their files come from."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -8,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_pystdlib(tmp_path: Path) -> None:
-    pystdlib.prepare(tmp_path / "a")
-    pystdlib.prepare(tmp_path / "b")
+    for name in ("a", "b"):
+        preparation.prepare(pystdlib.source(), tmp_path / name)
     ds = open_dataset(str(tmp_path / "a"), verify=True)
     assert ds.manifest == open_dataset(str(tmp_path / "b")).manifest
     assert ds.manifest["source"]["python"] == platform.python_version()
@@ -50,7 +51,7 @@ def test_pystdlib_keeps_text_readable() -> None:
 
 def test_shakespeare_char(mirrored: Callable[[str], Path], tmp_path: Path) -> None:
     text = mirrored("tinyshakespeare.txt").read_text()
-    shakespeare_char.prepare(tmp_path)
+    preparation.prepare(shakespeare_char.source(), tmp_path)
     ds = open_dataset(str(tmp_path), verify=True)
     assert (len(ds.train), len(ds.val), ds.vocab_size) == (1_003_854, 111_540, 65)
     both = [ds.decode(split.windows(np.array([0]), len(split))[0].tolist()) for split in (ds.train, ds.val)]
@@ -60,7 +61,7 @@ def test_shakespeare_char(mirrored: Callable[[str], Path], tmp_path: Path) -> No
 def test_shakespeare(mirrored: Callable[[str], Path], tmp_path: Path) -> None:
     mirrored("tiktoken_cache")
     text = mirrored("tinyshakespeare.txt").read_text()
-    shakespeare.prepare(tmp_path)
+    preparation.prepare(shakespeare.source(), tmp_path)
     ds = open_dataset(str(tmp_path), verify=True)
     assert (len(ds.train), len(ds.val), ds.vocab_size, ds.tokenizer) == (301_966, 36_059, 50257, "gpt2")
     assert text.endswith(ds.decode(ds.val.windows(np.array([0]), len(ds.val))[0].tolist()))
@@ -191,7 +192,7 @@ def test_a_prepared_test_split(mirrored: Callable[[str], Path], tmp_path: Path) 
     """The stream of the paper's protocol: each row on its own, end-of-text after each, also after a blank line."""
     encoding = (mirrored("tiktoken_cache"), data.tokenizer.gpt2_encoding())[1]
     rows = (mirrored("wiki.test.raw"), list(texts("wikitext2", "test")))[1]
-    corpora.prepare("wikitext2", tmp_path, ["test"])
+    preparation.prepare(corpora.source("wikitext2", ["test"]), tmp_path)
     ds = open_dataset(str(tmp_path), verify=True)
     stream = [i for row in rows for i in [*encoding.encode_ordinary(row), 50256]]
     assert ds.split("test").windows(np.array([0]), len(stream))[0].tolist() == stream
@@ -218,9 +219,9 @@ def test_the_hub(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(served[url]))
     changed, fine = data.download.hub_files("x/y", "abc", "b/")
     assert (changed.name, fine.name) == ("train-00000.parquet", "train-00001.parquet")
-    assert fine.local().read_bytes() == b"good"
+    assert Path(fine).read_bytes() == b"good"
     with pytest.raises(DataError, match=r"b/train-00000.parquet has changed|sha256"):
-        changed.local()
+        Path(changed)
     with pytest.raises(DataError, match=r"no parquet file d/\*: get revision abc of x/y"):
         data.download.hub_files("x/y", "abc", "d/")
 
@@ -262,6 +263,90 @@ def test_own_single_text_is_cut(gpt2: tiktoken.Encoding, tmp_path: Path) -> None
     assert both[0] + both[1] == [*gpt2.encode_ordinary((tmp_path / "a.txt").read_text()), 50256]
 
 
+def test_a_text_is_split_in_the_same_place_whatever_its_line_ends(gpt2: tiktoken.Encoding, tmp_path: Path) -> None:
+    text = "A line of it,\nand 'another'.\n\n  Löwe \U0001f600\n" * 900
+    found = []
+    for i, (end, encoding) in enumerate((("\n", "utf-8"), ("\r\n", "utf-8"), ("\r", "utf-16"))):
+        (tmp_path / f"{i}.md").write_bytes(text.replace("\n", end).encode(encoding))
+        preparation.prepare(own_text.source([tmp_path / f"{i}.md"], "own", val_fraction=0.25), tmp_path / f"set{i}")
+        ds = open_dataset(str(tmp_path / f"set{i}"), verify=True)
+        found.append([split.windows(np.array([0]), len(split))[0].tolist() for split in (ds.train, ds.val)])
+    assert found[0] == found[1] == found[2]
+    train, val = found[0]
+    assert train + val == [*gpt2.encode_ordinary(text), 50256]
+    assert len(gpt2.decode(val[:-1])) / len(text) == pytest.approx(0.25, abs=0.001)
+
+
+def test_own_text_by_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text, resumed in the middle of it, and several documents, which a newline ends."""
+    monkeypatch.setattr(preparation, "BATCH_CHARS", 1000)
+    text = "ba ab\n" * 20_000
+    (tmp_path / "a.txt").write_text(text)
+    source = own_text.source([tmp_path / "a.txt"], "own", val_fraction=0.1, tokenizer="char")
+    whole, stop = source.records, [7]
+
+    def records(start: int) -> Iterator[preparation.Record]:
+        for i, record in enumerate(whole(start), start):
+            if i == (stop.pop() if stop else None):
+                raise KeyboardInterrupt
+            yield record
+
+    monkeypatch.setattr("data.documents.PIECE_CHARS", 5000)
+    source.records = records
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            preparation.prepare(source, tmp_path / "one", shard_tokens=10_000)
+    assert not stop
+    ds = open_dataset(str(tmp_path / "one"), verify=True)
+    assert (ds.tokenizer, ds.vocab_size, ds.manifest["vocabulary"]) == ("char", 4, "\n ab")
+    both = [ds.decode(split.windows(np.array([0]), len(split))[0].tolist()) for split in (ds.train, ds.val)]
+    assert "".join(both) == text and len(both[1]) == pytest.approx(12_000, abs=5)
+
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"no. {i}"}) + "\n" for i in range(200)))
+    preparation.prepare(
+        own_text.source([tmp_path / "b.jsonl"], "own", val_fraction=0.5, tokenizer="char"), tmp_path / "many"
+    )
+    ds = open_dataset(str(tmp_path / "many"))
+    val = ds.decode(ds.val.windows(np.array([0]), len(ds.val))[0].tolist())
+    assert val == "".join(f"no. {i}\n" for i in range(200) if own_text.is_val(i, seed=1, fraction=0.5))
+
+
+def test_another_fraction_is_refused_and_then_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("some words and more\n" * 900)
+
+    def command(*options: str) -> tuple[int, str]:
+        argv = ["prepare.py", "--input=~/a.txt", "--out=~/own", "--tokenizer=char", "--shard_tokens=3000", *options]
+        monkeypatch.setattr(sys, "argv", argv)
+        try:
+            own_text.main()
+        except SystemExit as end:
+            return int(end.code or 0), capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    def val_tokens() -> int:
+        return len(open_dataset("~/own", verify=True).val)
+
+    code, said = command("--val_fraction=0.01")
+    assert code == 0 and val_tokens() == 176
+    assert "warning: val has 176 tokens; below 10,000 a loss is noisy, and block_size must be smaller: " in said
+    code, said = command("--val_fraction=0.9")
+    refusal = "holds other data (val_fraction 0.01, not 0.9): --overwrite makes it again, --out chooses another folder"
+    assert (code, said) == (2, f"error: {tmp_path}/own {refusal}\n") and val_tokens() == 176
+    (tmp_path / "own" / "notes.txt").write_text("the user's")
+    code, said = command("--val_fraction=0.9", "--overwrite")
+    assert code == 0 and f"{tmp_path}/own: removing the set that was prepared there" in said
+    assert val_tokens() == pytest.approx(16_200, abs=5)
+    shards = {shard["file"] for split in open_dataset("~/own").manifest["splits"].values() for shard in split["shards"]}
+    assert {path.name for path in (tmp_path / "own").iterdir()} == shards | {"manifest.json", "notes.txt"}
+    (tmp_path / "own" / "manifest.json").write_text("[" * 100_000)  # damaged: the same way out
+    code, said = command("--val_fraction=0.9")
+    assert code == 2 and "not valid JSON" in said and "prepare it again with --overwrite" in said
+    assert command("--val_fraction=0.9", "--overwrite")[0] == 0 and val_tokens() > 16_000
+
+
 def test_a_split_without_documents(gpt2: tiktoken.Encoding, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
     with pytest.raises(DataError, match=r"no document fell into val: .*--val_fraction"):
@@ -275,6 +360,10 @@ def test_the_command_for_own_text(tmp_path: Path) -> None:
         ([tmp_path / "a.jsonl"], "a.jsonl, line 2: not valid JSON"),
         ([tmp_path / "b.jsonl"], "b.jsonl does not exist"),
         ([tmp_path / "a.jsonl", "--val_fraction=2"], "--val_fraction=2.0; allowed is"),
+        ([tmp_path / "a.jsonl", f"--seed={1 << 64}"], "--seed=18446744073709551616; allowed are"),
+        ([tmp_path / "a.jsonl", "--threads=-1"], "--threads=-1; allowed are 1 and above"),
+        ([tmp_path / "a.jsonl", "--threads=x"], "argument --threads: invalid int value: 'x'"),
+        ([tmp_path / "a.jsonl", f"--out={'x' * 300}"], "File name too long"),
     ):
         done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 2 and message in done.stderr

@@ -1,0 +1,54 @@
+"""docs/BENCHMARKS.md shows what benchmarks/results/ holds."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import table
+from benchmarks.measure import RESULTS
+
+TEXT = table.DOC.read_text(encoding="utf-8")
+
+
+def test_the_tables_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = tmp_path / "BENCHMARKS.md"
+    stale.write_text(f"before\n{table.BEGIN}\nstale\n{table.END}\nafter\n")
+    monkeypatch.setattr(table, "DOC", stale)
+    table.main()
+    before, generated, after = re.split("<!-- /?benchmarks -->", stale.read_text(encoding="utf-8"))
+    assert (before, after) == ("before\n", "\nafter\n")
+    assert generated == re.split("<!-- /?benchmarks -->", TEXT)[1], "run python -m benchmarks.table"
+
+
+def test_every_benchmark_has_its_place_in_the_document() -> None:
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
+    assert len(results) >= 8
+    for result in results:
+        tabulated = TEXT.count(f"({result['device'].split(',')[0]}")
+        assert tabulated and (f"`benchmarks.{result['benchmark']}`" in TEXT or result["benchmark"] in table.TABLES)
+    links = re.findall(r"\]\(([\w/.]+)\)", TEXT)
+    assert len(links) >= 6
+    for link in links:
+        assert (table.DOC.parent / link).exists(), f"docs/BENCHMARKS.md names {link}"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [  # the figures as they were reported when they were measured on an H100
+        "| adamw_fused | 8 | 28 | 1.00 | 1.351 | 1.13 |",
+        "| mada | 28 | 100 | 3.32 (3.31 to 3.33) | 4.476 | 1.06 |",
+        "| lion | 4 | 20 | 0.66 (0.66 to 0.67) | 0.890 | 1.05 |",
+        "| ours, MADA, all six learned, bfloat16, compiled | 138.6 | 1.024 | 443,296 | 38.3% | 36 | 10.20 |",
+        "| nanoGPT at 3adf61e, fused AdamW, bfloat16, compiled | 138.0 | 1.020 | 445,186 | 38.5% | 36 | 10.25 |",
+        "| the same as released: float32 with TF32 matmuls, eager | 731.4 | 5.405 | 84,005 | 7.3% | 7 | 24.92 |",
+    ],
+)
+def test_the_h100_is_shown(row: str) -> None:
+    assert TEXT.count(f"\n{row}\n") == 1
+
+
+def test_no_name_of_a_contender_is_left_out() -> None:
+    rows = [json.loads(line) for line in (RESULTS / "iteration_peers.jsonl").read_text().splitlines()]
+    assert {row["name"] for row in rows} == set(table.PEERS) and len(rows) == len(table.PEERS)
