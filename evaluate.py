@@ -1,17 +1,20 @@
-"""Perplexity of a run, or of GPT-2's released weights, under named protocols (perplexity.py says what they are).
+"""Perplexity of a run, or of GPT-2's released weights, under named protocols (evaluation/perplexity.py defines them).
 
     python evaluate.py --out_dir=out/gpt2_mada
     python evaluate.py --weights=gpt2 --protocol=lm_eval --dataset=wikitext2,lambada_openai
     torchrun --standalone --nproc_per_node=8 evaluate.py --out_dir=out/gpt2_mada --batch_size=32
     python evaluate.py --help
 
-Prints a table and writes all of it, with what a reader needs to repeat it, as JSON beside the checkpoint, row by row:
-an interruption loses one. A later evaluation of the same checkpoint adds its rows to that file, and replaces those that
-it measured again.
+Says what it will measure and about how long that takes, prints each result when it is there and all of them as a table,
+and writes them, with what is needed to repeat them, as JSON beside the checkpoint. The file is updated after each row:
+an interruption loses one. A later evaluation of the same checkpoint adds its rows and replaces those measured again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import math
 import os
@@ -20,21 +23,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from data import DataError, open_dataset, texts
 from data.corpora import ROWS
+from data.manifest import write_json
 from evaluation import perplexity
 from evaluation.perplexity import Stream, Subject, Windows
+from model import GPT
 from runtime import parallel
 from runtime.checkpoint import CheckpointError
 from runtime.parallel import World
 from runtime.settings import ConfigError, HelpRequested, parse
 
 PROTOCOLS = ("paper", "strided", "lm_eval")
-STANDARD = ("openwebtext", "wikitext2", "lambada", "lambada_openai")  # what `all` means for GPT-2's tokens
+STANDARD = ("openwebtext", "wikitext2", "lambada", "lambada_openai")  # `all` data sets for GPT-2's tokens
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,17 @@ class Config:
     weights: Annotated[
         str | None, "instead of a run: a folder in Hugging Face's format, or its name in DATA_MIRROR (gpt2, ...)"
     ] = None
-    protocol: Annotated[str, "paper, strided, lm_eval, several with commas, or all"] = "all"
+    protocol: Annotated[
+        str, "paper, strided, lm_eval, several with commas, or all, which reads a text four times (strided twice): of "
+        "GPT-2's sets 18 million tokens: with the 124M model minutes on a GPU, many hours on a CPU"
+    ] = "all"  # fmt: skip
     dataset: Annotated[
         str, "wikitext2, wikitext103, lambada, lambada_openai (their test split), a prepared set (its val split); "
         "several with commas; all: openwebtext and those of GPT-2's tokens, or the run's own"
     ] = "all"  # fmt: skip
     split: Annotated[str | None, "train, val or test of these sets; None: as said there"] = None
     window: Annotated[int | None, "inputs of a window (tokens); None: the model's block_size"] = None
-    stride: Annotated[int | None, "of `strided`: a window begins every so many (tokens); None: half a window"] = None
+    stride: Annotated[int | None, "of `strided`: from a window to the next (tokens); None: half a window"] = None
     batch_size: Annotated[int, "windows that a process works on at a time (count)"] = 8
     json: Annotated[str | None, "file for the results; None: beside the checkpoint, or in the folder of weights"] = None
     device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
@@ -69,30 +78,49 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
         value = getattr(cfg, name)
         if value is not None and value < 1:
             yield name, f"{name}={value} must be 1 or more"
-    if cfg.window and cfg.stride and cfg.stride > cfg.window:
-        yield "window stride", f"stride={cfg.stride} leaves out text between windows of window={cfg.window}"
     if wrong := [name for name in cfg.protocol.split(",") if name not in (*PROTOCOLS, "all")]:
         yield "protocol", f"protocol={wrong[0]!r} must be {', '.join(PROTOCOLS)} or all"
     if cfg.split not in (None, "train", "val", "test"):
         yield "split", f"split={cfg.split!r} must be train, val or test"
-    if cfg.json is not None and not Path(cfg.json).absolute().parent.is_dir():
-        yield "json", f"json={cfg.json!r}: there is no folder {str(Path(cfg.json).parent)!r}"
     yield from parallel.device_problems(cfg.device)
 
 
-def cut(protocol: str, dataset: str, split: str, subject: Subject, window: int, stride: int) -> tuple[Stream, Windows]:
-    """The stream and windows of one data set under one protocol.
+class Job(NamedTuple):
+    """One row to measure: a protocol on a split of a data set."""
+
+    protocol: str
+    dataset: str
+    split: str
+    window: int  # tokens
+    stride: int | None  # of `strided`
+    stream: Stream
+    windows: Windows
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.dataset}/{self.split}"
+
+    def flops(self, model: GPT) -> float:
+        """Floating-point operations of the matmuls: blocks for what is read, the head for what is scored."""
+        head = 2 * model.config.vocab_size * model.config.n_embd
+        blocks = model.flops_per_token(self.window) / 3 - head  # forward only
+        return blocks * float(self.windows.lengths.sum()) + head * float(self.windows.scored.sum())
+
+
+def prepare(protocol: str, dataset: str, cfg: Config, subject: Subject) -> Job:
+    """The windows of one data set under one protocol.
 
     Raises:
-        DataError: the set is not there, has another tokenizer, or the protocol says nothing about it.
+        DataError: the set is missing, has another tokenizer, or is not defined for the protocol.
     """
     tokenizer = subject.tokenizer
-    if dataset not in ROWS:  # prepared: already a stream of ids, whatever the protocol
+    split = cfg.split or ("test" if dataset in ROWS else "val")
+    window = cfg.window or subject.model.config.block_size
+    stride = (cfg.stride or math.ceil(window / 2)) if protocol == "strided" else None
+    if dataset not in ROWS:  # prepared: a stream of ids already
         prepared = open_dataset(dataset, prepare=True)
         if protocol == "lm_eval":
             raise DataError(f"lm_eval has no task for {dataset}: choose --protocol=paper or strided")
-        same = prepared.tokenizer == tokenizer.name and prepared.vocab_size == tokenizer.vocab_size
-        if not same:
+        if (prepared.tokenizer, prepared.vocab_size) != (tokenizer.name, tokenizer.vocab_size):
             raise DataError(f"{dataset} has {prepared.tokenizer} tokens ({prepared.vocab_size}), the model was trained "
                             f"on {tokenizer.name} tokens ({tokenizer.vocab_size}): choose another data set")
         stream = perplexity.token_stream(prepared.split(split), tokenizer)
@@ -100,134 +128,153 @@ def cut(protocol: str, dataset: str, split: str, subject: Subject, window: int, 
         raise DataError(f"{dataset} needs GPT-2's tokens, the model has {tokenizer.name} tokens: evaluate it on its own"
                         " data set" + (f" (--dataset={subject.dataset})" if subject.dataset else ""))
     elif protocol == "lm_eval":
-        rows = texts(dataset, split)
-        if dataset.startswith("lambada"):
-            return perplexity.last_word_stream(rows, tokenizer, window)
-        return perplexity.wikitext_stream(rows, tokenizer, window)
+        read = perplexity.last_word_stream if dataset.startswith("lambada") else perplexity.wikitext_stream
+        return Job(protocol, dataset, split, window, stride, *read(texts(dataset, split), tokenizer, window))
     else:
-        read = perplexity.row_stream if protocol == "paper" else perplexity.joined_stream
-        stream = read(texts(dataset, split), tokenizer)
-    windows = (perplexity.paper_windows(stream.tokens, window) if protocol == "paper"
-               else perplexity.strided_windows(stream.tokens, window, stride))
+        cut = perplexity.row_stream if protocol == "paper" else perplexity.joined_stream
+        stream = cut(texts(dataset, split), tokenizer)
+    windows = (perplexity.strided_windows(stream.tokens, window, stride) if stride
+               else perplexity.paper_windows(stream.tokens, window))
     if not len(windows.starts):
         raise DataError(f"{dataset}/{split} has {stream.tokens} tokens, too few for window={window}")
-    return stream, windows
+    return Job(protocol, dataset, split, window, stride, stream, windows)
 
 
-def measure(protocol: str, dataset: str, cfg: Config, subject: Subject, world: World) -> dict[str, Any]:
-    """One row of results; `perplexity` is that of what `per` says. Raises DataError like `cut`."""
+def measure(job: Job, cfg: Config, subject: Subject, world: World, label: str) -> dict[str, Any]:
+    """One row of results; `perplexity` is per what `per` says."""
     begun = time.perf_counter()
-    split = cfg.split or ("test" if dataset in ROWS else "val")
-    window = cfg.window or subject.model.config.block_size
-    stride = (cfg.stride or math.ceil(window / 2)) if protocol == "strided" else None
-    stream, windows = cut(protocol, dataset, split, subject, window, stride or window)
-    last_word = protocol == "lm_eval" and dataset.startswith("lambada")
-    label = f"{protocol} {dataset}/{split}"
-    scores = perplexity.score(subject.model, stream, windows, cfg.batch_size, world, label, look=last_word)
-    nll, tokens = math.fsum(scores.nll), int(windows.scored.sum())  # nats; fsum: exact, in any order
+    last_word = job.protocol == "lm_eval" and job.dataset.startswith("lambada")
+    scores = perplexity.score(subject.model, job.stream, job.windows, cfg.batch_size, world, label, look=last_word)
+    nll, tokens = math.fsum(scores.nll), int(job.windows.scored.sum())  # nats; fsum does not depend on the order
     if last_word:
         per, count = "last word", len(scores.nll)
-    elif protocol == "lm_eval":
-        per, count = "word", stream.words
     else:
-        per, count = "token", tokens
-    seconds = time.perf_counter() - begun
-    return {
-        "protocol": protocol,
-        "dataset": dataset,
-        "split": split,
-        "perplexity": math.exp(min(nll / count, 700.0)),  # a broken model's would not fit a float
+        per, count = ("word", job.stream.words) if job.protocol == "lm_eval" else ("token", tokens)
+    return {name: getattr(job, name) for name in ("protocol", "dataset", "split", "window", "stride")} | {
+        "perplexity": math.exp(min(nll / count, 700.0)),  # a larger one would overflow
         "per": per,
         "accuracy": float(scores.greedy.mean()) if last_word else None,
         "nats": nll,
         "tokens": tokens,
-        "words": stream.words,
-        "windows": len(windows.starts),
-        "window": window,
-        "stride": stride,
+        "words": job.stream.words,
+        "windows": len(job.windows.starts),
         "dtype": str(world.dtype).removeprefix("torch."),
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": tokens / (time.perf_counter() - begun),
     }
 
 
+def speed(job: Job, cfg: Config, subject: Subject, world: World) -> float:
+    """Floating-point operations per second of all processes together, from one window each, or one batch if fast."""
+    for batch_size in (1, cfg.batch_size):
+        some = job._replace(windows=Windows(*(column[: batch_size * world.size] for column in job.windows)))
+        begun = time.perf_counter()
+        perplexity.score(subject.model, some.stream, some.windows, batch_size, world)
+        seconds = time.perf_counter() - begun
+        if world.any(seconds > 1):
+            break
+    return some.flops(subject.model) / seconds
+
+
+def plan(cfg: Config, subject: Subject) -> tuple[list[Job], list[str]]:
+    """What to measure, and lines on what is left out. Raises DataError: nothing is left."""
+    protocols = PROTOCOLS if "all" in cfg.protocol.split(",") else tuple(dict.fromkeys(cfg.protocol.split(",")))
+    datasets = dict.fromkeys(cfg.dataset.split(","))
+    if "all" in datasets:
+        own = (subject.dataset,) if subject.dataset else ()
+        datasets = dict.fromkeys(own if subject.tokenizer.end_of_text is None else (*STANDARD, *own))
+    jobs: list[Job] = []
+    left_out: dict[str, list[str]] = {}  # by reason
+    for dataset, protocol in itertools.product(datasets, protocols):
+        try:
+            jobs.append(prepare(protocol, dataset, cfg, subject))
+        except DataError as error:
+            left_out.setdefault(str(error), []).append(f"{protocol} {dataset}")
+    if not jobs:
+        raise DataError("; ".join(left_out) or "nothing to measure: name a data set with --dataset")
+    return jobs, [f"left out {', '.join(names)}: {reason}" for reason, names in left_out.items()]
+
+
 def evaluate(cfg: Config, world: World) -> list[dict[str, Any]]:
-    """Every row that the config asks for; the first process prints the table and writes the JSON."""
+    """Every row that the config asks for; the first process prints and writes them."""
     subject = perplexity.open_subject(cfg.out_dir, cfg.which, cfg.weights)
-    block_size = subject.model.config.block_size
+    model, block_size = subject.model, subject.model.config.block_size
     if (cfg.window or 0) > block_size:
         raise ConfigError(f"window={cfg.window} is more than the model reads at a time, {block_size} tokens")
     if (cfg.stride or 0) > (cfg.window or block_size):
         raise ConfigError(f"stride={cfg.stride} leaves out text between windows of {cfg.window or block_size} tokens")
-    subject.model.to(world.device)
-    record = Path(cfg.json) if cfg.json else subject.record
-    if not os.access(record if record.exists() else record.parent, os.W_OK):
-        raise ConfigError(f"{record} cannot be written: name another file with --json")
-    protocols = PROTOCOLS if "all" in cfg.protocol.split(",") else tuple(dict.fromkeys(cfg.protocol.split(",")))
-    datasets = tuple(dict.fromkeys(cfg.dataset.split(",")))
-    if "all" in datasets:
-        own = (subject.dataset,) if subject.dataset else ()
-        datasets = own if subject.tokenizer.end_of_text is None else tuple(dict.fromkeys((*STANDARD, *own)))
+    record = Path(os.path.expanduser(cfg.json)) if cfg.json else subject.record
+    earlier_rows(record, subject)  # refuses a record that cannot be written before it takes time
 
-    rows: list[dict[str, Any]] = []
-    left_out: dict[str, list[str]] = {}  # by reason
-    for dataset in datasets:
-        for protocol in protocols:
-            try:
-                rows.append(measure(protocol, dataset, cfg, subject, world))
-                if world.rank == 0:
-                    write(record, subject, rows)
-            except DataError as error:
-                left_out.setdefault(str(error), []).append(f"{protocol} {dataset}")
-    if not rows:
-        raise DataError("; ".join(left_out) or "nothing to measure: name a data set with --dataset")
+    def say(line: str) -> None:  # standard output that is closed or full must not end an evaluation
+        if world.rank == 0:
+            with contextlib.suppress(OSError):
+                print(line, flush=True)
+
+    say(f"{cfg.weights or cfg.out_dir}: {model.num_parameters():,} parameters, "
+        f"{subject.facts.get('checkpoint', 'weights')}, {world.size} x {world.card}")
+    jobs, left_out = plan(cfg, subject)
+    model.to(world.device)
     if world.rank == 0:
-        for reason, left in left_out.items():
-            print(f"evaluate.py: left out {', '.join(left)}: {reason}", file=sys.stderr)
-        print(f"{record.parent if cfg.json is None else cfg.weights or cfg.out_dir}: "
-              f"{subject.model.num_parameters():,} parameters, {subject.facts.get('checkpoint', 'weights')}")
-        print(table(rows))
-        print(f"all of it is in {record}")
+        for line in left_out:
+            print(f"evaluate.py: {line}", file=sys.stderr)
+    for job in jobs:
+        say(f"to measure: {job}, {job.windows.scored.sum():,} tokens")
+    left = sum(job.flops(model) for job in jobs)
+    rate = speed(jobs[0], cfg, subject, world)
+    say(f"this takes about {tqdm.format_interval(left / rate)} (hours:minutes:seconds)")
+    rows: list[dict[str, Any]] = []
+    for i, job in enumerate(jobs, 1):
+        begun = time.perf_counter()
+        label = f"{job} ({i} of {len(jobs)}, about {tqdm.format_interval(left / rate)} left in all)"
+        rows.append(measure(job, cfg, subject, world, label))
+        left, rate = left - job.flops(model), job.flops(model) / (time.perf_counter() - begun)
+        if world.rank == 0:
+            write(record, subject, rows)
+        say(aligned(rows[-1], header=i == 1))
+    say(f"all of it is in {record}")
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as lines of aligned text."""
-    columns = ("protocol", "data set", "perplexity", "per", "accuracy", "tokens", "words", "window", "stride", "tok/s")
-    cells = [columns] + [
-        (row["protocol"], f"{row['dataset']}/{row['split']}", f"{row['perplexity']:.4f}", row["per"],
-         "" if row["accuracy"] is None else f"{row['accuracy']:.2%}", f"{row['tokens']:,}", f"{row['words']:,}",
-         f"{row['window']}", f"{row['stride'] or ''}", f"{row['tokens_per_second']:,.0f}")
-        for row in rows
-    ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = (0, 1, 3)  # text; numbers stand at the right
-    lines = ["  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in
-                       enumerate(zip(line, widths, strict=True))).rstrip() for line in cells]  # fmt: skip
-    return "\n".join(lines)
+def aligned(row: dict[str, Any], header: bool) -> str:
+    """A row as a line of a table, under the header if asked for."""
+    form = "{:<8}  {:<22}  {:>12}  {:<9}  {:>8}  {:>11}  {:>11}  {:>6}  {:>6}  {:>9}"
+    names = ("protocol", "data set", "perplexity", "per", "accuracy", "tokens", "words", "window", "stride", "tok/s")
+    cells = (row["protocol"], f"{row['dataset']}/{row['split']}", f"{row['perplexity']:.4f}", row["per"],
+             "" if row["accuracy"] is None else f"{row['accuracy']:.2%}", f"{row['tokens']:,}", f"{row['words']:,}",
+             row["window"], row["stride"] or "", f"{row['tokens_per_second']:,.0f}")  # fmt: skip
+    return "\n".join(form.format(*line).rstrip() for line in ([names] if header else []) + [cells])
+
+
+def earlier_rows(path: Path, subject: Subject) -> list[dict[str, Any]]:
+    """The rows that the record holds of this very model. Raises ConfigError: it cannot be read or written, or is not a
+    record of this program."""
+    try:
+        if not os.access(path.parent, os.W_OK):
+            raise OSError(errno.EACCES, "no such folder, or no permission")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found["rows"] if found["model"]["sha256"] == subject.facts["sha256"] else []
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): name another file with --json") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ConfigError(f"{path} is not a record of evaluate.py: name another file with --json") from None
 
 
 def write(path: Path, subject: Subject, rows: list[dict[str, Any]]) -> None:
-    """Add rows to the file of this very model, or begin it; a reader never sees a half. Raises ConfigError."""
+    """Add rows to the record of this very model, or begin it. Raises ConfigError like `earlier_rows`."""
     def key(row: dict[str, Any]) -> tuple:
         return tuple(row.get(name) for name in ("protocol", "dataset", "split", "window", "stride", "dtype"))
 
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        earlier = found["rows"] if found["model"]["sha256"] == subject.facts["sha256"] else []
-    except (OSError, ValueError, KeyError, TypeError):
-        earlier = []
     measured = {key(row) for row in rows}
     content = {
         "model": subject.facts | {"parameters": subject.model.num_parameters()},
         "torch": torch.__version__,
-        "rows": [row for row in earlier if key(row) not in measured] + rows,
+        "rows": [row for row in earlier_rows(path, subject) if key(row) not in measured] + rows,
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ConfigError(f"{path} cannot be written ({error.strerror}): name another file with --json") from None
 
 

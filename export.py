@@ -1,4 +1,4 @@
-"""A run's checkpoint as a folder in Hugging Face's format, and such a folder as a run.
+"""Write a run's checkpoint as a folder in Hugging Face's format, or the reverse.
 
     python export.py --out_dir=out/gpt2_mada --folder=mada-gpt2          # for transformers' GPT2LMHeadModel
     python export.py --from_folder --folder=gpt2 --out_dir=out/gpt2      # released weights as a checkpoint of step 0
@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from runtime import checkpoint, huggingface
 from runtime.checkpoint import CheckpointError
@@ -28,8 +29,9 @@ class Config:
     which: Annotated[Literal["best", "newest"], "the checkpoint with the lowest validation loss, or the last"] = "best"
     folder: Annotated[str, "with config.json and model.safetensors; for --from_folder also a name in DATA_MIRROR"] = ""
     from_folder: Annotated[bool, "the other way: write the folder's model as a checkpoint into out_dir"] = False
-    one_file: Annotated[bool, "write a ckpt_*.pt into folder instead, whatever the checkpoint's form"] = False
-    dataset: Annotated[str, "for --from_folder: the checkpoint names it, for its tokenizer"] = "shakespeare"
+    one_file: Annotated[bool, "write a ckpt_*.pt into folder instead, also from a sharded checkpoint"] = False
+    force: Annotated[bool, "overwrite files that are in folder already"] = False
+    dataset: Annotated[str, "for --from_folder: the data set with the checkpoint's tokenizer"] = "shakespeare"
 
 
 def check(cfg: Config) -> Iterator[tuple[str, str]]:
@@ -37,46 +39,38 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
     if not cfg.folder:
         yield "folder", "name a folder with --folder=..."
     if cfg.from_folder and cfg.one_file:
-        yield "from_folder one_file", "from_folder and one_file are two different ways: give one"
+        yield "from_folder one_file", "from_folder and one_file exclude each other: give one"
 
 
 def export(cfg: Config) -> str:
     """What was done, in words. Raises CheckpointError for what the user can put right."""
+    out_dir, folder = os.path.expanduser(cfg.out_dir), os.path.expanduser(cfg.folder)
     if cfg.from_folder:
-        if checkpoint.find(cfg.out_dir):
-            raise CheckpointError(f"{cfg.out_dir} holds a run already: choose another out_dir")
         model = huggingface.load(cfg.folder)
-        content = {
-            # "none" is no optimizer of train.py: to go on from these weights, start a run with them
-            "config": {"dataset": cfg.dataset, "optimizer": "none", "weights": cfg.folder},
-            "model_config": dataclasses.asdict(model.config),
-            "model": model.state_dict(),
-            "optimizer": {},
-            "seconds": 0.0,
-        }
-        try:
-            Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
-            written = checkpoint.save(cfg.out_dir, 0, None, content, keep=1)
-        except OSError as error:
-            raise CheckpointError(f"{cfg.out_dir} cannot be written ({error.strerror})") from None
+        # "none" is not an optimizer of train.py: no run resumes from it, but one can start with these weights
+        content = {"config": {"dataset": cfg.dataset, "optimizer": "none", "weights": cfg.folder},
+                   "model_config": dataclasses.asdict(model.config), "model": model.state_dict(), "optimizer": {},
+                   "seconds": 0.0}  # fmt: skip
+        written = _save(out_dir, 0, None, content)
         return f"{model.num_parameters():,} parameters of {cfg.folder} are in {written.path}"
     if cfg.one_file:
-        chosen = (checkpoint.best if cfg.which == "best" else checkpoint.newest)(cfg.out_dir)
-        return _one_file(chosen, Path(cfg.folder))
-    chosen, _, model = checkpoint.open_model(cfg.out_dir, cfg.which)
-    tokenizer = huggingface.save(model, cfg.folder)
-    return f"{chosen.path} is in {cfg.folder}, {'with' if tokenizer else 'without a'} tokenizer"
+        chosen = (checkpoint.best if cfg.which == "best" else checkpoint.newest)(out_dir)
+        written = _save(folder, chosen.step, chosen.val_loss, checkpoint.load(chosen))
+        return f"{chosen.path} is in {written.path}"
+    chosen, _, model = checkpoint.open_model(out_dir, cfg.which)
+    tokenizer = huggingface.save(model, folder, cfg.force)
+    return f"{chosen.path} is in {folder}, {'with' if tokenizer else 'without a'} tokenizer"
 
 
-def _one_file(chosen: checkpoint.Checkpoint, folder: Path) -> str:
-    if checkpoint.find(folder):
-        raise CheckpointError(f"{folder} holds a run already: choose another folder")
+def _save(folder: str, step: int, val_loss: float | None, content: dict[str, Any]) -> checkpoint.Checkpoint:
+    """The only checkpoint of a folder. Raises CheckpointError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = checkpoint.save(folder, chosen.step, chosen.val_loss, checkpoint.load(chosen), keep=1)
+        if checkpoint.find(folder):
+            raise CheckpointError(f"{folder} holds a run already: choose another folder")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return checkpoint.save(folder, step, val_loss, content, keep=1)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from None
-    return f"{chosen.path} is in {written.path}"
 
 
 def main(argv: list[str]) -> int:

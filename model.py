@@ -1,4 +1,4 @@
-"""GPT-2 in one file: the model of nanoGPT, with its module names, so that released weights and old habits both fit.
+"""GPT-2 in one file: the model of nanoGPT with its module names, so that released weights fit.
 
 Shapes: B sequences in a batch, T tokens in a sequence (at most block_size), C features (n_embd), H heads of D = C / H
 features each, V vocabulary entries, padded up to P rows of the embedding table.
@@ -20,7 +20,7 @@ IGNORE = -1  # a target with this value is left out of the loss (padding of the 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Everything that fixes the shape of a GPT. The defaults are GPT-2 small (124M)."""
+    """The shape of a GPT. The defaults are GPT-2 small (124M)."""
 
     block_size: int = 1024  # longest sequence, in tokens
     vocab_size: int = 50257  # V, token ids are 0 .. V - 1
@@ -28,7 +28,7 @@ class GPTConfig:
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
-    bias: bool = True  # in linear layers and layer norms; GPT-2 has them, nanoGPT finds it a bit better without
+    bias: bool = True  # in linear layers and layer norms, as GPT-2; nanoGPT trains without
     vocab_multiple: int = 1  # the embedding table has P rows, V rounded up to this (64 suits tensor cores)
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class GPTConfig:
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position looks at itself and at what came before it, with H heads."""
+    """Causal attention with H heads."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -54,10 +54,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
-        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
-        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+        heads = (B, T, self.n_head, C // self.n_head)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))  # (B, H, T, D) each
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
@@ -65,12 +63,12 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The position-wise half of a block, four times as wide inside."""
+    """The position-wise half of a block, with a hidden layer of 4C features."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU(approximate="tanh")  # GPT-2's own; the exact one would not reproduce released logits
+        self.gelu = nn.GELU(approximate="tanh")  # GPT-2's approximation
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -79,7 +77,7 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """torch's, for weights that are bfloat16 where the residual stream is float32 (FSDP hands them over so)."""
+    """torch's, for bfloat16 weights (FSDP's mixed precision) and a float32 residual stream."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -89,7 +87,7 @@ class LayerNorm(nn.LayerNorm):
 class Block(nn.Module):
     """Pre-norm transformer block: both halves add to the residual stream."""
 
-    recompute = False
+    activation_checkpointing = False
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -99,11 +97,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.recompute and self.training:
-            return checkpoint(self.halves, x, use_reentrant=False)
-        return self.halves(x)
+        if self.activation_checkpointing and self.training:
+            return checkpoint(self.residual, x, use_reentrant=False)
+        return self.residual(x)
 
-    def halves(self, x: torch.Tensor) -> torch.Tensor:
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -133,19 +131,15 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, CausalSelfAttention | MLP):
-            # 2 n_layer of these add up in the residual stream; this keeps its variance independent of depth (GPT-2
-            # paper). `apply` goes from the leaves up, so this comes after the plain 0.02 and has the last word.
+            # 2 n_layer of these add up in the residual stream, whose variance stays independent of depth (GPT-2 paper).
+            # `apply` visits children first, so this overrides the 0.02 above.
             nn.init.normal_(module.c_proj.weight, mean=0.0, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def forward(
         self, idx: torch.Tensor, targets: torch.Tensor | None = None, reduction: str = "mean"
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Token ids (B, T) -> the last position's logits (B, 1, P) and None; given targets (B, T), None and their cross
-        entropy in nats.
-
-        The logits of the P - V padding rows are minus infinity: they take no probability, get no gradient and are never
-        sampled. With targets they stay inside: as an output, compiled code would give them a gradient of their own.
-        """
+        entropy in nats. Training does not return logits: as an output of compiled code they would get a gradient."""
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.head(x[:, [-1], :]), None  # (B, 1, P)
@@ -154,52 +148,52 @@ class GPT(nn.Module):
         return None, loss
 
     def hidden(self, idx: torch.Tensor) -> torch.Tensor:
-        """Token ids (B, T) -> what the head reads, (B, T, C)."""
+        """Token ids (B, T) -> input of the head (B, T, C)."""
         _, T = idx.shape
         assert self.config.block_size >= T, f"{T} tokens, but block_size is {self.config.block_size}"
         positions = torch.arange(T, device=idx.device)  # (T)
         x = self.transformer["wte"](idx) + self.transformer["wpe"](positions)  # (B, T, C) + (T, C)
         x = self.transformer["drop"](x)
-        blocks: Any = self.transformer["h"]
-        for block in blocks:
+        for block in self.blocks:
             x = block(x)
         return self.transformer["ln_f"](x)
 
-    def recompute(self, on: bool) -> None:
-        """Let the blocks keep only their input for the backward pass, which then computes the rest once more."""
-        blocks: Any = self.transformer["h"]
-        for block in blocks:
-            block.recompute = on
+    @property
+    def blocks(self) -> Any:
+        """The transformer blocks, first to last."""
+        return self.transformer["h"]
+
+    def activation_checkpointing(self, on: bool) -> None:
+        """Let each block keep only its input for the backward pass, which recomputes the rest."""
+        for block in self.blocks:
+            block.activation_checkpointing = on
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., C) -> logits (..., P), those of the padding rows minus infinity."""
-        mask = None  # as the matmul's bias the mask costs nothing
+        """(..., C) -> logits (..., P), minus infinity for the padding rows: no probability, no gradient."""
+        mask = None  # added as the matmul's bias, which costs nothing
         if self.config.padded_vocab_size > self.config.vocab_size:
             ids = torch.arange(self.config.padded_vocab_size, device=x.device)
             mask = torch.zeros_like(ids, dtype=x.dtype).masked_fill(ids >= self.config.vocab_size, -math.inf)  # (P)
         return F.linear(x, self.lm_head.weight, mask)
 
     def param_groups(self, weight_decay: float) -> list[dict]:
-        """Two groups for an optimizer: what has two or more dimensions is decayed, biases and norms are not."""
-        parameters = list(self.parameters())  # the tied weight comes once
-        decayed = [p for p in parameters if p.dim() >= 2]
-        plain = [p for p in parameters if p.dim() < 2]
-        ids = [id(p) for p in decayed + plain]
-        assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in parameters}, "the groups are no partition"
+        """Two groups for an optimizer: weight decay for parameters of two or more dimensions, none for biases and
+        norms. The tied weight comes once."""
+        decayed = [p for p in self.parameters() if p.dim() >= 2]
+        plain = [p for p in self.parameters() if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
     def num_parameters(self) -> int:
-        """Parameters, the tied weight counted once, padding rows left out (GPT-2 small: 124,439,808)."""
+        """Number of parameters; the tied weight counts once, padding rows do not (GPT-2 small: 124,439,808)."""
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
         return sum(p.numel() for p in self.parameters()) - padding
 
     def flops_per_token(self, T: int | None = None) -> int:
         """Floating-point operations of one token's forward and backward pass at sequence length T (PaLM, appendix B).
 
-        Only matmuls, 2 operations per multiply-add, backward twice forward: the four weights of each block (12 C^2),
-        the scores and the mix of attention (2 T C, the causal half not discounted, as is the custom), and the head
-        (V C, although its weight is tied). Embedding look-ups are no matmuls and padding is no useful work.
+        Matmuls only, 2 operations per multiply-add, backward twice forward: the weights of each block (12 C^2),
+        attention's two products (2 T C, the causal half not discounted), and the head without its padding (V C).
         """
         c = self.config
         T = c.block_size if T is None else T
@@ -210,7 +204,7 @@ class GPT(nn.Module):
     def generate(
         self, idx: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
     ) -> torch.Tensor:
-        """Continue the token ids (B, T) by max_new_tokens each; temperature 0 takes the likeliest token every time."""
+        """Continue the token ids (B, T) by max_new_tokens each; temperature 0 always takes the likeliest token."""
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.config.block_size :])
             logits = logits[:, -1, :].float()  # (B, P)
@@ -220,12 +214,14 @@ class GPT(nn.Module):
                 if top_k is not None:
                     kth = logits.topk(min(top_k, self.config.vocab_size)).values[:, [-1]]  # (B, 1)
                     logits = logits.masked_fill(logits < kth, -math.inf)
-                token = torch.multinomial(F.softmax(logits / temperature, dim=-1), num_samples=1)  # (B, 1)
+                logits = logits - logits.amax(-1, keepdim=True)  # so that no temperature overflows
+                logits = logits / max(temperature, torch.finfo(torch.float32).tiny)
+                token = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)  # (B, 1)
             idx = torch.cat((idx, token), dim=1)  # (B, T + 1)
         return idx
 
 
-# Dense bfloat16 operations per second, from the makers' data sheets. The first name found in the device's name counts.
+# Dense bfloat16 operations per second, from data sheets. The first name contained in the device's name counts.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -237,8 +233,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """The peak that model FLOP utilisation is measured against, None where there is no such figure: a CPU, matmuls in
-    another dtype than bfloat16."""
+    """Peak for model FLOP utilisation; None where unknown: on a CPU, in another dtype than bfloat16."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,8 +1,8 @@
-"""The picture of a run: loss, coefficients and hypergradients against steps.
+"""The figure of a run: loss, coefficients and hypergradients against steps.
 
     python plot.py out/quickstart [another/run ...]
 
-Reads metrics.csv and writes figure.png beside it; also while the run goes on.
+Reads metrics.csv and writes figure.png beside it, also while the run goes on.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if argv else 2
-    failed = False
+    code = 0
     for out_dir in argv:
         try:
             print(draw(out_dir))
         except ValueError as error:
             print(f"plot.py: {error}", file=sys.stderr)
-            failed = True
-    return 2 if failed else 0
+            code = 2
+    return code
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@
 
 from __future__ import annotations
 
+import io
+import math
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -29,7 +33,7 @@ class Config:
     prompt: Annotated[str, "what the text begins with; file:PATH reads it from a file"] = "\n"
     num_samples: Annotated[int, "texts to write (count)"] = 1
     max_new_tokens: Annotated[int, "length of each, without the prompt (tokens)"] = 500
-    temperature: Annotated[float, "below 1 is safer, above 1 is wilder, 0 always takes the likeliest token"] = 0.8
+    temperature: Annotated[float, "divides the logits; 0 always takes the likeliest token"] = 0.8
     top_k: Annotated[int | None, "only the likeliest so many tokens are candidates (count); None: all"] = 200
     seed: Annotated[int, "fixes the texts (0 or more)"] = 1337
     device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
@@ -42,9 +46,10 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
             yield name, f"{name}={getattr(cfg, name)} must be 1 or more"
     if cfg.top_k is not None and cfg.top_k < 1:
         yield "top_k", f"top_k={cfg.top_k} must be 1 or more, or None"
-    for name in ("temperature", "seed"):
-        if getattr(cfg, name) < 0:
-            yield name, f"{name}={getattr(cfg, name)} must be 0 or more"
+    if not 0 <= cfg.temperature < math.inf:
+        yield "temperature", f"temperature={cfg.temperature} must be 0 or more, and finite"
+    if not 0 <= cfg.seed < 2**64:
+        yield "seed", f"seed={cfg.seed} must be 0 or more, and below 2**64"
     yield from parallel.device_problems(cfg.device)
 
 
@@ -56,9 +61,8 @@ def sample(cfg: Config) -> Iterator[str]:
     prompt = cfg.prompt
     if prompt.startswith("file:"):
         try:
-            with open(prompt.removeprefix("file:"), encoding="utf-8") as file:
-                prompt = file.read()
-        except (OSError, UnicodeDecodeError) as error:
+            prompt = Path(prompt.removeprefix("file:")).expanduser().read_text(encoding="utf-8")
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {error}") from None
     ids = subject.tokenizer.encode(prompt).tolist()
     if not ids:
@@ -70,17 +74,32 @@ def sample(cfg: Config) -> Iterator[str]:
         yield subject.tokenizer.decode(text[0].tolist())
 
 
+def show(texts: Iterable[str]) -> None:
+    """Print them; characters that standard output cannot encode as escapes. A reader that left (`| head -1`) is the
+    end. Raises ConfigError: standard output cannot be written."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for text in texts:
+        try:
+            print(f"{text}\n{'-' * 15}", flush=True)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+            if isinstance(error, BrokenPipeError):
+                return
+            raise ConfigError(f"the text cannot be written ({error.strerror})") from None
+
+
 def main(argv: list[str]) -> int:
-    """The command line. Exit code 0: done; 2: a mistake to put right."""
+    """The command line. Exit code 0: done; 2: a mistake to put right; 130: interrupted."""
     try:
-        for text in sample(parse(Config, argv, check, "sample.py")):
-            print(text)
-            print("-" * 15)
+        show(sample(parse(Config, argv, check, "sample.py")))
     except HelpRequested as text:
         print(text)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

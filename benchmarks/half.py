@@ -17,8 +17,7 @@ import train
 from benchmarks.iteration import new_model
 from benchmarks.measure import own_options, write
 from data import open_dataset
-from optim import build_optimizer
-from runtime import parallel
+from runtime import optimizers, parallel
 from runtime.settings import parse
 
 SETS: dict[str, tuple[str, ...]] = {
@@ -39,15 +38,16 @@ def final_loss(cfg: train.Config, half: tuple[str, ...], world: parallel.World) 
     dataset = open_dataset(cfg.dataset, prepare=True)
     torch.manual_seed(cfg.seed)
     model = new_model(cfg, dataset.vocab_size).to(world.device)
-    arguments: dict[str, Any] = train.optimizer_arguments(cfg, True)
-    optimizer = build_optimizer(cfg.optimizer, model.param_groups(cfg.weight_decay), half=half, **arguments)
+    optimizer = optimizers.build(cfg, model, True, half=half)
     for step in range(1, cfg.max_iters + 1):
         for group in optimizer.param_groups:
             group["lr"] = train.learning_rate(step, cfg)
         train.accumulate(model, dataset.train, step, cfg, world)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
-    return train.evaluate(model, dataset.val, cfg, world), optimizer.coefficients
+    loss = train.evaluate(model, dataset.val, cfg, world)
+    assert loss is not None, "nothing asks this process to leave"
+    return loss, optimizer.coefficients
 
 
 def main(argv: list[str]) -> None:

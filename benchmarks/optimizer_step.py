@@ -1,10 +1,11 @@
 """The optimizer step alone: time against fused AdamW and against the memory traffic that it cannot avoid.
 
     python -m benchmarks.optimizer_step [--sizes=1e5,1e6,1e7,1.24e8] [--only=mada,adam] [--seconds=4] [--out=FILE]
+        [--without=simplify]   compile the trace as it is: what optim/simplify.py buys (nothing is written)
 
 Each optimizer takes its steps in turn with torch's fused AdamW on as many parameters (16 tensors, one group, gradients
 in place), in one process; a ratio is the median over the rounds. Traffic counts each matrix of `Bucket` once for each
-sweep that reads it and once for the one that writes it (AdamW: x, m and v read and written, g read; its clipping reads
+pass that reads it and once for the one that writes it (AdamW: x, m and v read and written, g read; its clipping reads
 g, and reads and writes it). The last column is the step's time over that of a copy
 (torch's copy_, bytes read plus bytes written) of as many bytes on this machine: 1 is the limit of a GPU, and a CPU goes
 below, since its copy also reads the lines that it overwrites. AdamW clips with a pass of its own before its step, ours
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import SIX, device_name, earlier, interleaved, ratio, write
-from optim import OPTIMIZERS, build_optimizer
+from optim import OPTIMIZERS, build_optimizer, compiled
 
 OURS: dict[str, dict[str, Any]] = {name: {} for name in OPTIMIZERS} | {
     "mada": {"hyper_lr": SIX, "max_grad_norm": 1.0},
@@ -44,9 +45,9 @@ def traffic(optimizer: Any, clips: bool) -> tuple[float, float]:
     for b in optimizer.buckets:
         state = [*b.states.values()] + ([] if b.pending is None else [b.pending])
         size = sum(matrix.nbytes for matrix in state)
-        probe = (b.g.nbytes + (size if optimizer.learned else 0)) if optimizer.grad_norm is not None else 0
+        first = (b.g.nbytes + (size if optimizer.learned else 0)) if optimizer.grad_norm is not None else 0
         update = b.x.nbytes + b.g.nbytes + size + b.x.nbytes + size
-        moved, held = moved + probe + update, held + size
+        moved, held = moved + first + update, held + size
     return moved / count, held / count
 
 
@@ -78,7 +79,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4, help="for each optimizer and size")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--without", choices=["simplify"], help="a pass of the compiler to leave out")
     args = parser.parse_args()
+    if args.without:
+        compiled.simplified = lambda traced, size, tensors: traced
     known = [*THEIRS, *OURS]
     names = args.only.split(",") if args.only else known
 
@@ -102,10 +106,13 @@ def main() -> None:
                                 "copies": copies}  # fmt: skip
             text = f"{name:20} {size:11,} {ms:9.3f} {against[0]:8.2f}"
             print(f"{text} {held:8.1f} {moved:10.1f} {copies:10.2f}", flush=True)
+            if args.without:
+                continue
             in_order = sorted(rows.values(), key=lambda row: (row["parameters"], known.index(row["optimizer"])))
             written = write(args.out, "optimizer-step", args.device, in_order)
             del step, optimizer, adamw  # their memory, before the next ones take theirs
-    print("written to", written)
+    if not args.without:
+        print("written to", written)
 
 
 if __name__ == "__main__":

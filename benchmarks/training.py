@@ -10,7 +10,7 @@ import torch
 import train
 from benchmarks.measure import SIX
 from data import DataError, open_dataset
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, peak_flops
 from optim import build_optimizer
 from runtime import memory, parallel
 from runtime.settings import parse
@@ -92,8 +92,8 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> Trainer:
         vocab_size = 50257
         tokens = RandomTokens(vocab_size)
     model = new_model(cfg, vocab_size).to(world.device)
-    model.recompute(cfg.recompute)
-    _, net = world.spread(model, bool(cfg.compile or world.device.type == "cuda"))
+    model.activation_checkpointing(cfg.activation_checkpointing)
+    _, net = world.parallelize(model, bool(cfg.compile or world.device.type == "cuda"))
     groups = model.param_groups(cfg.weight_decay)
     settings: dict[str, Any] = {"lr": cfg.learning_rate, "max_grad_norm": cfg.grad_clip, "compile": cfg.compile}
     optimizer: Any
@@ -104,7 +104,7 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> Trainer:
         rule, settings = name.split("_")[0], settings | CONTENDERS[name]
         optimizer = build_optimizer(rule, groups, **settings)
         optimizer.zero_grad(set_to_none=False)
-        state = memory.state_bytes(build_optimizer(rule, [torch.nn.Parameter(torch.zeros(1))], **settings))
+        state = optimizer.options.state_bytes()
 
     def iterate() -> None:
         nonlocal step
@@ -116,8 +116,8 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> Trainer:
         optimizer.zero_grad(set_to_none=name == "adamw")  # what is best for each
 
     count = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
-    peak = train.peak_flops(world.device, world.dtype)
+    peak = peak_flops(world.device, world.dtype)
     need = memory.needed(shape(cfg, vocab_size), cfg.batch_size, state, world.size, cfg.parallel, world.dtype,
-                         cfg.recompute)  # fmt: skip
+                         cfg.activation_checkpointing)  # fmt: skip
     flops = model.flops_per_token() * count
     return Trainer(iterate, model.num_parameters(), count, flops, peak * world.size if peak else None, need)

@@ -7,7 +7,7 @@ Expected: a final TRAINING loss of 0.255 (table 4), Adam's is 0.276, HyperAdam's
 epochs" and no learning rate. nanoGPT's recipe for this model and text, which this is but for its length (constant 3e-5,
 32 sequences a step), cannot be at such a loss after two passes over 301,966 tokens: read the order of the three, not
 the number. Memory: 63 GB, 12 GB sharded over eight (docs/SCALE.md). Cost: 590,000 tokens, half a minute of an H200 at a
-third of its peak; downloading 6 GB, compiling and saving 50 GB take longer. Never run here.
+third of its peak; downloading 6 GB, compiling and saving 50 GB take longer.
 """
 
 out_dir = "out/finetune_gpt2xl_mada"
@@ -24,7 +24,7 @@ block_size = 1024
 vocab_multiple = 64
 batch_size = 4
 gradient_accumulation_steps = 8  # 4 x 8 = 32 sequences, 32,768 tokens; the text has 301,966
-recompute = True
+activation_checkpointing = True
 
 max_iters = 18  # 590,000 tokens, 2 passes
 learning_rate = 3e-5

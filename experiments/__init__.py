@@ -12,7 +12,7 @@ train.py.
 
 from importlib import import_module
 
-from .frame import Experiment
+from .experiment import Experiment
 
 NAMES = ("table2", "seeds", "table3", "table4", "table5", "figure3", "figure5", "figure8", "figure9", "figure1",
          "proposition1", "appendix_d", "ablations", "gpt2")  # fmt: skip

@@ -1,15 +1,14 @@
 """Ablations that the paper does not have, or only mentions: what MADA is without one of its parts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.figure import COEFFICIENTS
+from study.page import Block, Table, Text
+from study.statistics import loss_cells, mean
 
-from .compare import mean, mean_and_spread, paired
-from .frame import Block, Computation, Experiment, Record, Run, Table, Text, Training
+from .experiment import Computation, Experiment, Record, Run, Training, by_seed, final_losses
 from .microbatch import train
 
 RATE = 2.5e-3  # config/shakespeare_char.py learns every coefficient at this rate
@@ -74,11 +73,11 @@ def runs(scale: str) -> Sequence[Run]:
             configs = (f"config/{variant.config}.py", f"config/{overlay}.py")
             settings = {"seed": seed, **(QUARTER[scale] if variant.quarter else {}), **variant.settings}
             name = f"ablation/{name}-{seed}"
-            found.append(Training(name, scale, configs, settings, minutes, curves=False, on_train=True))
+            found.append(Training(name, scale, configs, settings, minutes=minutes, curves=False, on_train=True))
     if scale == "laptop":
         found += [
             Computation(f"ablation/{name}-{seed}", scale, "ablations", train,
-                        TINY | {"seed": seed, "learn_from": which}, minutes)
+                        TINY | {"seed": seed, "learn_from": which}, minutes=minutes)
             for seed in seeds
             for name, (_, which) in MICRO.items()
         ]  # fmt: skip
@@ -86,27 +85,18 @@ def runs(scale: str) -> Sequence[Run]:
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
-    found: dict[str, dict[int, Record]] = {}
-    for path, record in records.items():
-        name, _, seed = path.removeprefix("ablation/").rpartition("-")
-        found.setdefault(name, {})[int(seed)] = record
-    losses = {
-        which: {name: {seed: record["final"][which] for seed, record in seeds.items()} for name, seeds in found.items()}
-        for which in ("val_loss", "loss_on_train")
-    }
+    found = by_seed(records, "ablation/")
+    losses = [final_losses(found, kind) for kind in ("val_loss", "loss_on_train")]
     rows = []
     labels = {name: variant.label for name, variant in VARIANTS.items()}
     for name, label in (labels | {name: words for name, (words, _) in MICRO.items()}).items():
         if name not in found:
             continue
-        cells = [label, str(len(found[name]))]
         against = "micro_all" if name in MICRO else "mada"
-        for which in ("val_loss", "loss_on_train"):
-            difference = paired(losses[which].get(against, {}), losses[which][name]) if name != against else None
-            cells += [mean_and_spread([*losses[which][name].values()]), str(difference or "")]
+        cells = [cell for kind in losses for cell in loss_cells(kind, name, against)]
         finals = [record["final"] for record in found[name].values()]
         ends = [f"{mean([final[k] for final in finals]):.3g}" if k in finals[0] else "" for k in COEFFICIENTS]
-        rows.append(cells + ends)
+        rows.append([label, str(len(finals)), *cells, *ends])
     trained = [record for record in records.values() if "parameters" in record]  # by train.py
     size = ""
     if trained:
@@ -125,9 +115,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "ablations",
-    "Ablations, and MADA from other corners",
-    "Which parts of MADA matter, and does where it starts?",
-    runs,
-    show,
-)
+    "ablations", "Ablations, and MADA from other corners",
+    "Which parts of MADA matter, and does where it starts?", runs, show,
+)  # fmt: skip

@@ -1,7 +1,5 @@
 """Appendix D: what MADA costs in time and memory, at two batch sizes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -10,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .frame import PAPER, ROOT, Block, Computation, Experiment, Record, Table, Text
+from study.page import Block, Table, Text
+
+from .experiment import PAPER, ROOT, Computation, Experiment, Record
 
 LABELS = {"adamw": "AdamW, torch's fused", "adam": "Adam", "mada": "MADA", "mada_without_lion": "MADA without Lion"}
 GPT2 = ("config/gpt2_mada.py", "--device=cuda")
@@ -30,8 +30,8 @@ SIZES: dict[str, tuple[float, dict[str, tuple[str, ...]]]] = {
 def runs(scale: str) -> Sequence[Computation]:
     minutes, sizes = SIZES.get(scale, (0.0, {}))
     return [
-        Computation(f"cost/{batch}", scale, "appendix_d", measure, {"arguments": list(arguments)}, minutes,
-                    alone=True)
+        Computation(f"cost/{batch}", scale, "appendix_d", measure, {"arguments": list(arguments)},
+                    minutes=minutes, alone=True)
         for batch, arguments in sizes.items()
     ]  # fmt: skip
 
@@ -78,9 +78,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "appendix_d",
-    "Appendix D: time and memory",
-    "What does an iteration with MADA cost, and how does that change with the batch?",
-    runs,
-    show,
-)
+    "appendix_d", "Appendix D: time and memory",
+    "What does an iteration with MADA cost, and how does that change with the batch?", runs, show,
+)  # fmt: skip

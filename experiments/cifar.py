@@ -1,7 +1,5 @@
 """CIFAR-10: its images, the paper's two networks (appendix C.2), and one run of one of them."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import os

@@ -2,9 +2,9 @@
 
     f_t(x) = 1010 x if t mod 101 = 1, else -10 x        on x in [-1, 1]; the best fixed x is -1
 
-The rules are those of optim/: their `advance` and its vjp, nothing else. Only the loop around them is written again,
-over a vector of runs instead of the elements of a model (each run has coefficients of its own), because two million
-calls of an optimizer's step would take an hour. tests/experiments/test_convex.py holds it against the optimizer.
+The rules are those of optim/: their `advance` and its vjp, nothing else. The loop of optim/reference.py is written
+again as one compiled function over a vector of runs, each with coefficients of its own: with autograd at each of two
+million steps, optim.Reference would take an hour. tests/experiments/test_convex.py compares it with the optimizer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Loop(NamedTuple):
     regret: Tensor  # (R,) sum of f_s(x_s) - f_s(-1)
     state: Tensor  # (S, R) before the pending gradient, as in optim/engine.py
     q: Tensor  # (K, R) coefficients
-    q_made: Tensor  # (K, R) those that made x
+    q_applied: Tensor  # (K, R) those that made x
     momentum: Tensor  # (K, R) of the coefficients' SGD
 
 
@@ -76,7 +76,7 @@ def make_step(runners: Sequence[Runner], unrolled: int = UNROLLED) -> tuple[Loop
         g, pending = gradient(t).expand_as(now.x), gradient(now.t).expand_as(now.x)
         # x_{t-1} as a function of the q that made it, against the new gradient. Each element is a run with its own q,
         # so the vjp is every run's hypergradient. As in the optimizer, it knows nothing of the projection on [-1, 1].
-        made: Any = torch.func.vjp(lambda q: advance(q, now.state, pending, now.t), now.q_made, has_aux=True)
+        made: Any = torch.func.vjp(lambda q: advance(q, now.state, pending, now.t), now.q_applied, has_aux=True)
         _, vjp, state = made  # has_aux: the new state comes along
         h = -LEARNING_RATE * vjp(g)[0]
         momentum = HYPER_MOMENTUM * now.momentum + h.clamp(-HYPER_CLIP, HYPER_CLIP)
@@ -87,10 +87,10 @@ def make_step(runners: Sequence[Runner], unrolled: int = UNROLLED) -> tuple[Loop
         q = torch.where(rate > 0, q, now.q)  # the box is for what is learned
         state = torch.where(begun, state, now.state)
 
-        q_made = torch.where(first, q, now.q)
-        direction, _ = advance(q_made, state, g, t)
+        q_applied = torch.where(first, q, now.q)
+        direction, _ = advance(q_applied, state, g, t)
         x = torch.clamp(now.x - LEARNING_RATE * direction, -1, 1)
-        return Loop(t, x, now.regret + g * (now.x + 1), state, q, q_made, momentum)
+        return Loop(t, x, now.regret + g * (now.x + 1), state, q, q_applied, momentum)
 
     def steps(now: Loop) -> Loop:
         for _ in range(unrolled):

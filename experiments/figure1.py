@@ -1,14 +1,13 @@
 """Figures 1 and 2: the bound of theorem 1 against rho, for beta2 = 0.9 and T = 10,000 (figure 1), 1,000 (figure 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .frame import Block, Computation, Experiment, Figure, Record, Table, Text
-from .style import COLORS, axes_of
+from study.page import COLORS, Block, Figure, Table, Text
+
+from .experiment import Computation, Experiment, Record
 
 BETA2 = 0.9
 CASES = {"Figure 1": 10_000, "Figure 2": 1_000}
@@ -53,7 +52,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             axes.plot(case["rho"], case["bound"], color=COLORS[1])
             axes.axvline(BETA2, color="0.6", linestyle=":", linewidth=1)
             axes.text(BETA2 - 0.015, max(case["bound"]), r"$\rho=\beta_2$", ha="right", va="top", color="0.4")
-            axes_of(axes, f"{name}: T = {case['T']:,}", r"$\rho$", "right side of (6)")
+            axes.set(title=f"{name}: T = {case['T']:,}", xlabel=r"$\rho$", ylabel="right side of (6)")
 
     header = ["figure", "smallest at rho =", "its value", "at rho = 0 (AVGrad)", "at rho = 1 (Adam)", "the paper says"]
     says = {"Figure 1": "least at rho = beta2; T favours AVGrad", "Figure 2": "least at rho = beta2; T favours Adam"}
@@ -76,10 +75,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "figure1",
-    "Figures 1 and 2: the bound of theorem 1",
+    "figure1", "Figures 1 and 2: the bound of theorem 1",
     "Which interpolation of AVGrad (rho = 0) and Adam (rho = 1) has the smallest bound on the squared gradient norm?",
-    runs,
-    show,
-    exact=True,
-)
+    runs, show, exact=True,
+)  # fmt: skip

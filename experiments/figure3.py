@@ -1,14 +1,13 @@
 """Figures 3 and 4: validation and training losses against steps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
+from study.page import COLORS, Block, Figure
+from study.statistics import mean
+
 from . import language
-from .compare import mean
-from .frame import Block, Experiment, Figure, Record, Training
-from .style import COLORS, axes_of
+from .experiment import Experiment, Record, Training
 
 KEYS = ("adam", "hyperadam", "mada", "mada_shakespeare", "mada_rho0", "avgrad", "adan", "lion", "mada_poor",
         "adam_poor")  # fmt: skip
@@ -42,8 +41,8 @@ def losses(name: str, records: dict[str, Record]) -> Figure:
                 for axes in row:
                     axes.plot(*zip(*points, strict=True), color=color, linewidth=1.3, label=language.ROWS[key].label,
                               marker="o" if which == "val_loss" else None, markersize=3)  # fmt: skip
-            axes_of(row[0], title, "step", "nats per token")
-            axes_of(row[1], "the last half", "step")
+            row[0].set(title=title, xlabel="step", ylabel="nats per token")
+            row[1].set(title="the last half", xlabel="step")
             lines = [line for line in row[1].lines if len(line.get_xdata())]
             end = max(line.get_xdata()[-1] for line in lines)
             points = [point for line in lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
@@ -57,9 +56,6 @@ def losses(name: str, records: dict[str, Record]) -> Figure:
 
 
 EXPERIMENT = Experiment(
-    "figure3",
-    "Figures 3 and 4: losses against steps",
-    "Does MADA reach a given loss earlier than the fixed optimizers?",
-    runs,
-    show,
-)
+    "figure3", "Figures 3 and 4: losses against steps",
+    "Does MADA reach a given loss earlier than the fixed optimizers?", runs, show,
+)  # fmt: skip

@@ -1,15 +1,13 @@
 """Figures 5 to 7: how the six coefficients move."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 from runtime.figure import COEFFICIENTS, SYMBOLS
+from study.page import Block, Figure, Table, Text
 
 from . import language
-from .frame import POINTS, Block, Experiment, Figure, Record, Table, Text, Training
-from .style import axes_of
+from .experiment import POINTS, Experiment, Record, Training
 
 TITLES = {
     "mada_rho0": "Figure 5: from (0.9, 0.95, 0)",
@@ -42,8 +40,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
                     label = SYMBOLS[name] if record is next(iter(seeds.values())) else None
                     curve = record["curves"]
                     axes.plot(curve["step"], curve[name], color=color, linewidth=2.6 - 0.3 * i, label=label, alpha=0.8)
-            axes_of(axes, TITLES[key], "step")
-            axes.set_ylim(-0.03, 1.03)
+            axes.set(title=TITLES[key], xlabel="step", ylim=(-0.03, 1.03))
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
 
@@ -63,9 +60,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "figure5",
-    "Figures 5 to 7: the coefficients",
-    "Where do the coefficients go, from three starting points?",
-    runs,
-    show,
-)
+    "figure5", "Figures 5 to 7: the coefficients",
+    "Where do the coefficients go, from three starting points?", runs, show,
+)  # fmt: skip

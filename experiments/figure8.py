@@ -1,15 +1,15 @@
 """Figure 8: the final training loss over a grid of initial (beta1, beta2), for Adam, HyperAdam and MADA."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .frame import PAPER, Block, Experiment, Figure, Record, Table, Text, Training, diverged
-from .on_train import TRAIN_TOKENS, windows
-from .style import axes_of
+from study.page import Block, Figure, Table, Text
+
+from .experiment import PAPER, Experiment, Record, Training
+from .training_loss import TRAIN_TOKENS, windows
 
 CONFIGS = {"Adam": "shakespeare_char_adam", "HyperAdam": "shakespeare_char_hyperadam", "MADA": "shakespeare_char"}
 # beta2 starts at 0.501, where MADA's box begins; the paper's grid starts at 0.5.
@@ -43,7 +43,9 @@ def runs(scale: str) -> Sequence[Training]:
                 settings = {"beta1": beta1, "beta2": beta2, "seed": 1}
                 configs = (f"config/{config}.py", *OVERLAY[scale])
                 name = name_of(optimizer, beta1, beta2)
-                found.append(Training(name, scale, configs, settings, MINUTES[scale], curves=False, on_train=True))
+                found.append(Training(
+                    name, scale, configs, settings, minutes=MINUTES[scale], curves=False, on_train=True
+                ))
     return found
 
 
@@ -51,13 +53,11 @@ def losses(scale: str, records: dict[str, Record]) -> dict[str, np.ndarray]:
     """{optimizer: (beta2, beta1) final training losses}, NaN where there is no record, infinite where it diverged."""
     beta1s, beta2s = GRIDS[scale]
 
-    def loss(optimizer: str, beta1: float, beta2: float) -> float:
-        record = records.get(name_of(optimizer, beta1, beta2))
-        if record is None:
-            return np.nan
-        return np.inf if diverged(record) else record["final"]["loss_on_train"]
+    def loss(name: str) -> float:
+        final = records[name]["final"] if name in records else {"loss_on_train": np.nan}
+        return final.get("loss_on_train", np.inf)
 
-    return {o: np.array([[loss(o, beta1, beta2) for beta1 in beta1s] for beta2 in beta2s]) for o in CONFIGS}
+    return {o: np.array([[loss(name_of(o, b1, b2)) for b1 in beta1s] for b2 in beta2s]) for o in CONFIGS}
 
 
 def area_near(grid: np.ndarray, beta1s: Sequence[float], beta2s: Sequence[float], limit: float) -> float:
@@ -74,36 +74,22 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     first = next(iter(records.values()))
     config = first["config"]
     over = windows(config["batch_size"], config["block_size"], TRAIN_TOKENS.get(config["dataset"]))
-    note = Text(
+    about = (
         f"One seed, {first['parameters']:,} parameters, {config['max_iters']:,} steps. The loss is that of the last "
-        f"checkpoint over {over}, dropout off; the paper's over 200 batches at random. For the contours and the share "
-        f"of the area, losses above {FAR:g} times the best of all are cut to that and all are interpolated linearly "
-        "between the runs; a run that diverged counts as one of those."
+        f"checkpoint over {over}, dropout off; the paper's over 200 batches at random."
     )
-    rows = [
-        [optimizer, f"{beta1:g}", *map(cell, grid[:, i])]
-        for optimizer, grid in grids.items()
-        for i, beta1 in enumerate(beta1s)
-    ]
-    table = Table(["optimizer", "initial beta1", *(f"beta2 = {beta2:g}" for beta2 in beta2s)], rows)
     if any(np.isnan(grid).any() for grid in grids.values()):
-        return [note, table, Text("The contours are drawn when the grid is complete.")]
+        return incomplete(scale, records, about)
+    note = Text(
+        f"{about} For the contours and the share of the area, losses above {FAR:g} times the best of all are cut to "
+        "that and all are interpolated linearly between the runs; a run that diverged counts as one of those."
+    )
+    header = ["optimizer", "initial beta1", *(f"beta2 = {beta2:g}" for beta2 in beta2s)]
+    table = Table(header, [[optimizer, f"{beta1:g}", *map(cell, grid[:, i])]
+                           for optimizer, grid in grids.items() for i, beta1 in enumerate(beta1s)])  # fmt: skip
     best = min(grid.min() for grid in grids.values())
     if np.isinf(best):
         return [note, table]
-
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(grids), sharey=True)
-        levels = np.linspace(best, FAR * best, 13)
-        for axes, (optimizer, grid) in zip(panels, grids.items(), strict=True):
-            drawn = axes.contourf(beta1s, beta2s, np.minimum(grid, FAR * best), levels, cmap="viridis")
-            axes.contour(beta1s, beta2s, np.minimum(grid, FAR * best), [NEAR * best], colors="white", linewidths=1.5)
-            axes.plot(*np.meshgrid(beta1s, beta2s), "k.", markersize=5, clip_on=False)
-            axes_of(axes, optimizer, r"initial $\beta_1$")
-            axes.grid(False)
-        panels[0].set_ylabel(r"initial $\beta_2$")
-        figure.colorbar(drawn, ax=panels, label="final training loss", format="%.2f")
-
     robust = []
     for optimizer, grid in grids.items():
         area = area_near(np.minimum(grid, FAR * best), beta1s, beta2s, NEAR * best)
@@ -112,18 +98,44 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         robust.append([optimizer, *map(cell, (grid.min(), np.median(grid), grid.max())), near, f"{area:.0%}", says])
     header = ["optimizer", "lowest loss", "median", "highest", "runs within 5% of the best", "share of the area",
               "paper, highest to lowest loss"]  # fmt: skip
-    return [note, Figure("figure8", CAPTION, draw, (10, 3.4)), Table(header, robust), table]
+    figure = Figure("figure8", CAPTION, partial(draw, grids, beta1s, beta2s, best), (10, 3.4))
+    return [note, figure, Table(header, robust), table]
+
+
+def incomplete(scale: str, records: dict[str, Record], about: str) -> Sequence[Block]:
+    """What there is of a grid, with both losses: a low training loss may be that of a model that overfits."""
+    rows = [
+        [record["config"]["optimizer"], *(f"{record['settings'][name]:g}" for name in ("beta1", "beta2")),
+         *(cell(record["final"].get(kind, np.inf)) for kind in ("loss_on_train", "val_loss"))]
+        for record in records.values()
+    ]  # fmt: skip
+    size = " That is the paper's own size." if scale != "laptop" else ""
+    words = f"{about}{size} {len(records)} of the {len(runs(scale))} points, so no contours."
+    header = ["optimizer", "initial beta1", "initial beta2", "training loss", "validation loss"]
+    return [Text(words), Table(header, rows)]
+
+
+def draw(
+    grids: dict[str, np.ndarray], beta1s: Sequence[float], beta2s: Sequence[float], best: float, figure: Any
+) -> None:
+    panels = figure.subplots(1, len(grids), sharey=True)
+    levels = np.linspace(best, FAR * best, 13)
+    for axes, (optimizer, grid) in zip(panels, grids.items(), strict=True):
+        drawn = axes.contourf(beta1s, beta2s, np.minimum(grid, FAR * best), levels, cmap="viridis")
+        axes.contour(beta1s, beta2s, np.minimum(grid, FAR * best), [NEAR * best], colors="white", linewidths=1.5)
+        axes.plot(*np.meshgrid(beta1s, beta2s), "k.", markersize=5, clip_on=False)
+        axes.set(title=optimizer, xlabel=r"initial $\beta_1$")
+        axes.grid(False)
+    panels[0].set_ylabel(r"initial $\beta_2$")
+    figure.colorbar(drawn, ax=panels, label="final training loss", format="%.2f")
 
 
 def cell(loss: float) -> str:
-    return "" if np.isnan(loss) else "diverged" if np.isinf(loss) else f"{loss:.4f}"
+    return "diverged" if np.isinf(loss) else f"{loss:.4f}"
 
 
 EXPERIMENT = Experiment(
-    "figure8",
-    "Figure 8: robustness to the initial coefficients",
+    "figure8", "Figure 8: robustness to the initial coefficients",
     "Is MADA's final training loss flatter over the initial (beta1, beta2) than Adam's and HyperAdam's?",
-    runs,
-    show,
-    with_diverged=True,
-)
+    runs, show, with_diverged=True,
+)  # fmt: skip

@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from study.page import COLORS, Block, Figure, Table, Text
+
 from .convex import UNROLLED, Runner, simulate
-from .frame import Block, Computation, Experiment, Figure, Record, Table, Text
-from .style import COLORS, axes_of
+from .experiment import Computation, Experiment, Record
 
 FIXED = {"beta1": 0.9, "beta2": 0.99}
 LEARNED = {"beta3": 0.1, "rho": 0.1, "c": 0.1}  # beta1, beta2 and gamma rest, as in the authors' released code
@@ -80,7 +81,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
                     millions = [step / 1e6 for step in curve["step"]]
                     dash = "-" if name in SAYS else "--"
                     axes.plot(millions, curve[key], dash, color=color, label=name, linewidth=1.6)
-            axes_of(axes, title, "steps (millions)")
+            axes.set(title=title, xlabel="steps (millions)")
         panels[0].axhline(0, color="0.8", linewidth=0.8)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

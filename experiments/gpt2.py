@@ -1,12 +1,12 @@
 """GPT-2 124M with every optimizer for a few hundred steps: all that one GPU has time for, at the paper's own size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
-from . import figure3, language, table2
-from .compare import mean_and_spread, paired
-from .frame import Block, Experiment, Record, Table, Text, Training
+from study.page import Block, Table, Text
+from study.statistics import loss_cells
+
+from . import figure3, language
+from .experiment import Experiment, Record, Training, final_losses
 
 KEYS = ("adam", "adan", "hyperadam", "lion", "avgrad", "mada", "mada_rho0")
 SEEDS = (1,)
@@ -24,7 +24,7 @@ def runs(scale: str) -> Sequence[Training]:
         return ()
     return [
         Training(f"gpt2/{key}-{seed}", scale, (f"config/{language.ROWS[key].config}.py",), {**SHORT, "seed": seed},
-                 MINUTES, alone=True)
+                 minutes=MINUTES, alone=True)
         for seed in SEEDS
         for key in KEYS
     ]  # fmt: skip
@@ -33,14 +33,11 @@ def runs(scale: str) -> Sequence[Training]:
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     found = {name.removeprefix("gpt2/"): record for name, record in records.items()}
     kinds = {"best_val_loss": "lowest validation loss", "val_loss": "the last", "train_loss": "training loss"}
-    losses = table2.losses_of(found, tuple(kinds))
+    by_row = language.by_row(found)
     rows = []
-    for key, seeds in losses["val_loss"].items():
-        cells = [language.ROWS[key].label, str(len(seeds))]
-        for kind in kinds:
-            difference = paired(losses[kind].get("adam", {}), losses[kind][key]) if key != "adam" else None
-            cells += [mean_and_spread([*losses[kind][key].values()]), str(difference or "")]
-        rows.append([*cells, f"{language.PAPER_LOSS[key]:.4f}"])
+    for key, seeds in by_row.items():
+        cells = [cell for kind in kinds for cell in loss_cells(final_losses(by_row, kind), key, "adam")]
+        rows.append([language.ROWS[key].label, str(len(seeds)), *cells, f"{language.PAPER_LOSS[key]:.4f}"])
     header = ["optimizer", "n", *(words for kind in kinds.values() for words in (kind, f"minus Adam's ({kind})")),
               "paper's, after 100,000 steps"]  # fmt: skip
     return [
@@ -54,9 +51,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "gpt2",
-    "GPT-2 124M, 300 steps",
-    "At the paper's size, how far does each optimizer get in the first few hundred steps?",
-    runs,
-    show,
-)
+    "gpt2", "GPT-2 124M, 300 steps",
+    "At the paper's size, how far does each optimizer get in the first few hundred steps?", runs, show,
+)  # fmt: skip

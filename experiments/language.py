@@ -4,12 +4,10 @@ At the paper's scale a run is its config file. At a smaller scale config/laptop.
 same file: the optimizer and its coefficients stay, the model, the text and the length change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .frame import PAPER, Record, Training
+from .experiment import PAPER, Record, Training, by_seed
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def run(scale: str, key: str, seed: int) -> Training:
         scale,
         (f"config/{row.config}.py", *([] if scale == "paper" else [f"config/{scale}.py"])),
         settings,
-        MINUTES[scale] * (3 if key.startswith("medium") else 1),
+        minutes=MINUTES[scale] * (3 if key.startswith("medium") else 1),
         processes=8 if scale == "paper" else 1,
         coefficients_from=run(scale, row.fixed_from, seed) if row.fixed_from else None,
     )
@@ -71,7 +69,7 @@ def small_runs(scale: str) -> list[Training]:
     """Models of GPT-2's tokens that a laptop can train, for tables 3 and 4."""
     configs = {key: (f"config/{ROWS[key].config}.py", "config/tiny_words.py") for key in ("adam", "mada", "hyperadam")}
     return [
-        Training(f"words/{key}-{seed}", scale, configs[key], {"seed": seed}, 1.0, curves=False)
+        Training(f"words/{key}-{seed}", scale, configs[key], {"seed": seed}, minutes=1.0, curves=False)
         for seed in SEEDS[scale]
         for key in configs
     ]
@@ -79,12 +77,12 @@ def small_runs(scale: str) -> list[Training]:
 
 def by_row(records: dict[str, Record]) -> dict[str, dict[int, Record]]:
     """{row: {seed: record}} in the order of ROWS, of those that have one."""
-    found: dict[str, dict[int, Record]] = {}
-    for key in ROWS:
-        seeds = {int(name.rpartition("-")[2]): r for name, r in records.items() if name.rpartition("-")[0] == key}
-        if seeds:
-            found[key] = seeds
-    return found
+    found = by_seed(records)
+    return {key: found[key] for key in ROWS if key in found}
+
+
+def pair_label(key: str, against: str) -> str:
+    return f"{ROWS[key].label} minus {ROWS[against].label}"
 
 
 def about(records: dict[str, Record]) -> str:

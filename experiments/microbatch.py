@@ -5,8 +5,6 @@ and the micro-batch's gradient, learns from that, and hands its coefficients to 
 whole batch's gradient and, its own rates being next to nothing, learns nothing more.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +15,8 @@ from data import open_dataset, train_batch, val_starts
 from model import GPT, GPTConfig
 from optim import RuleOptimizer, build_optimizer
 
-from .frame import Record
-from .on_train import EVALUATION_BATCHES, mean_loss
+from .experiment import Record
+from .training_loss import EVALUATION_BATCHES, mean_loss
 
 STILL = 1e-300  # a rate above 0, so that the coefficient counts as learned, at which nothing moves
 

@@ -1,7 +1,5 @@
 """Proposition 1 put to the test: rho_t <= 1 / (t (1 - beta2) + 1) keeps the effective learning rate from rising."""
 
-from __future__ import annotations
-
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,8 +8,9 @@ import torch
 from torch import Tensor
 
 from optim import AVGrad
+from study.page import Block, Table, Text
 
-from .frame import Block, Computation, Experiment, Record, Table, Text
+from .experiment import Computation, Experiment, Record
 
 Q = namedtuple("Q", "beta1 beta2 eps")
 
@@ -68,7 +67,7 @@ def runs(scale: str) -> Sequence[Computation]:
     if scale != "laptop":
         return ()
     settings = {"beta2": [0.9, 0.95, 0.99], "steps": 2000, "sequences": 1000, "seed": 1}
-    return [Computation("proposition1", "laptop", "proposition1", compute, settings, 0.3)]
+    return [Computation("proposition1", "laptop", "proposition1", compute, settings, minutes=0.3)]
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
@@ -97,10 +96,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "proposition1",
-    "Proposition 1: when the effective learning rate cannot rise",
+    "proposition1", "Proposition 1: when the effective learning rate cannot rise",
     "Does rho_t <= 1 / (t (1 - beta2) + 1) keep the effective learning rate of the interpolated optimizer from rising?",
-    runs,
-    show,
-    exact=True,
-)
+    runs, show, exact=True,
+)  # fmt: skip

@@ -1,15 +1,13 @@
 """Ten seeds for the question that three cannot answer: is learning the coefficients better than keeping them?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
+from study.page import COLORS, Block, Figure, Table, Text
+from study.statistics import paired
+
 from . import language
-from .compare import paired
-from .frame import Block, Experiment, Figure, Record, Table, Text, Training
-from .style import COLORS, axes_of
-from .table2 import losses_of
+from .experiment import Experiment, Record, Training, final_losses
 
 SEEDS = range(1, 11)  # the first three are table 2's
 KEYS = ("adam", "mada_shakespeare", "avgrad", "mada_rho0", "mada", "adam_999")
@@ -24,34 +22,34 @@ def runs(scale: str) -> Sequence[Training]:
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
-    losses = losses_of(records, tuple(KINDS))
-    rows, shown = [], []
-    for key, against in PAIRS:
-        pair = f"{language.ROWS[key].label} minus {language.ROWS[against].label}"
-        cells = [pair]
+    losses = {kind: final_losses(language.by_row(records), kind) for kind in KINDS}
+    shown = [(key, against) for key, against in PAIRS
+             if losses["val_loss"].get(key, {}).keys() & losses["val_loss"].get(against, {}).keys()]  # fmt: skip
+
+    def differences(kind: str, key: str, against: str) -> list[float]:
+        first, second = losses[kind][against], losses[kind][key]
+        return [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
+
+    rows = []
+    for key, against in shown:
+        cells = [language.pair_label(key, against)]
         for kind in KINDS:
-            first, second = losses[kind].get(against, {}), losses[kind].get(key, {})
-            if (both := paired(first, second)) is None:
-                break
-            lower = sum(second[seed] < first[seed] for seed in first.keys() & second.keys())
-            cells += [str(both), f"{lower} of {both.n}"]
-        else:
-            rows.append(cells)
-            shown.append((pair, key, against))
+            points = differences(kind, key, against)
+            lower = sum(point < 0 for point in points)
+            cells += [str(paired(losses[kind][against], losses[kind][key])), f"{lower} of {len(points)}"]
+        rows.append(cells)
 
     def draw(figure: Any) -> None:
         for axes, (kind, title) in zip(figure.subplots(1, 2, sharey=True), KINDS.items(), strict=True):
-            for i, (pair, key, against) in enumerate(shown):
-                first, second = losses[kind][against], losses[kind][key]
-                points = [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
-                both = paired(first, second)
-                axes.plot(points, [i] * len(points), "o", color=COLORS[i + 1], markersize=5, alpha=0.6, label=pair)
+            for i, (key, against) in enumerate(shown):
+                points, both = differences(kind, key, against), paired(losses[kind][against], losses[kind][key])
+                axes.plot(points, [i] * len(points), "o", color=COLORS[i + 1], markersize=5, alpha=0.6)
                 if both and both.n > 2:
                     axes.plot([both.low, both.high], [i + 0.25] * 2, color="black", linewidth=2)
             axes.axvline(0, color="grey", linewidth=0.8)
-            axes_of(axes, title.capitalize(), "difference, nats per token")
+            axes.set(title=title.capitalize(), xlabel="difference, nats per token")
             axes.set(yticks=range(len(shown)), ylim=(len(shown) - 0.5, -0.5))
-            axes.set_yticklabels([pair.replace(" minus ", "\nminus ") for pair, *_ in shown], fontsize=8)
+            axes.set_yticklabels([cells[0].replace(" minus ", "\nminus ") for cells in rows], fontsize=8)
 
     header = ["pair, paired over seeds", *(text for kind in KINDS.values() for text in (kind, "lower in"))]
     caption = "Each dot a seed; bars: 95% confidence interval of the mean. Left of 0, the first of the pair is better."
@@ -60,10 +58,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "seeds",
-    "Ten seeds: is learning better than keeping?",
-    "Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?",
-    runs,
-    show,
-    in_all=False,
-)
+    "seeds", "Ten seeds: is learning better than keeping?",
+    "Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?", runs, show, in_all=False,
+)  # fmt: skip

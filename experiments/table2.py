@@ -1,12 +1,12 @@
 """Tables 2, 6 and 7: the validation loss of every optimizer."""
 
-from __future__ import annotations
+from collections.abc import Mapping, Sequence
 
-from collections.abc import Sequence
+from study.page import Block, Table, Text
+from study.statistics import Losses, loss_cells, paired
 
 from . import language
-from .compare import mean_and_spread, paired
-from .frame import Block, Experiment, Record, Table, Text, Training
+from .experiment import Experiment, Record, Training, final_losses
 
 # First what the question is about, so that an interrupted run of all has it.
 KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", "adan", "lion", "mada_poor",
@@ -16,36 +16,26 @@ KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", 
 PAIRS = (("mada_rho0", "avgrad"), ("mada_fs", "mada"), ("mada_rho0_fs", "mada_rho0"))
 
 
+KINDS = ("val_loss", "train_loss")
+
+
 def runs(scale: str) -> Sequence[Training]:
     return language.runs(scale, KEYS)
 
 
-Losses = dict[str, dict[str, dict[int, float]]]  # by kind of loss, row and seed
-
-
-def losses_of(records: dict[str, Record], kinds: Sequence[str] = ("val_loss", "train_loss")) -> Losses:
-    found = language.by_row(records)
-    return {
-        kind: {key: {seed: record["final"][kind] for seed, record in seeds.items()} for key, seeds in found.items()}
-        for kind in kinds
-    }
-
-
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    found = language.by_row(records)
+    losses = {kind: final_losses(found, kind) for kind in KINDS}
     rows = []
-    losses = losses_of(records)
-    for key, seeds in losses["val_loss"].items():
+    for key, seeds in found.items():
         against = "medium_adam" if key.startswith("medium") else "adam"
-        cells = [language.ROWS[key].label, str(len(seeds))]
-        for which in ("val_loss", "train_loss"):
-            difference = paired(losses[which].get(against, {}), losses[which][key]) if key != against else None
-            cells += [mean_and_spread([*losses[which][key].values()]), str(difference or "")]
+        cells = [cell for kind in KINDS for cell in loss_cells(losses[kind], key, against)]
         paper, adam = language.PAPER_LOSS.get(key), language.PAPER_LOSS[against]
         cells += [f"{paper:.4f}", f"{paper - adam:+.4f}" if key != against else ""] if paper else ["not in it", ""]
-        rows.append(cells)
+        rows.append([language.ROWS[key].label, str(len(seeds)), *cells])
     header = ["optimizer", "n", "validation loss", "minus Adam's", "training loss", "training, minus Adam's",
               "paper's validation loss", "paper's, minus Adam's"]  # fmt: skip
-    blocks: list[Block] = [
+    return [
         Text(
             language.about(records)
             + ("" if scale == "paper" else " The learning rate is the scale's, tuned for none of the optimizers.")
@@ -54,28 +44,24 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             "signs, not the numbers."
         ),
         Table(header, rows),
+        *between(losses),
     ]
-    return [*blocks, *between(losses)]
 
 
-def between(losses: Losses) -> Sequence[Block]:
+def between(losses: Mapping[str, Mapping[str, Losses]]) -> Sequence[Block]:
     """PAIRS, those of which there are seeds."""
     rows = []
     for key, against in PAIRS:
         both = [paired(losses[which].get(against, {}), losses[which].get(key, {})) for which in losses]
         if both[0]:
             paper = language.PAPER_LOSS[key] - language.PAPER_LOSS[against]
-            pair = f"{language.ROWS[key].label} minus {language.ROWS[against].label}"
-            rows.append([pair, str(both[0].n), *map(str, both), f"{paper:+.4f}"])
+            rows.append([language.pair_label(key, against), str(both[0].n), *map(str, both), f"{paper:+.4f}"])
     header = ["pair", "n", "validation loss", "training loss", "paper's validation loss"]
     words = "What learning adds, and what fixing its result does, paired over seeds:"
     return [Text(words), Table(header, rows)] if rows else []
 
 
 EXPERIMENT = Experiment(
-    "table2",
-    "Tables 2, 6 and 7: validation losses",
-    "Does MADA end below Adam and the other fixed optimizers, also from poor coefficients?",
-    runs,
-    show,
-)
+    "table2", "Tables 2, 6 and 7: validation losses",
+    "Does MADA end below Adam and the other fixed optimizers, also from poor coefficients?", runs, show,
+)  # fmt: skip

@@ -1,12 +1,18 @@
 """Tables 3, 6 and 7: perplexity on three texts, under the paper's protocol (see evaluate.py for others)."""
 
-from __future__ import annotations
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from collections.abc import Sequence
+from study.page import Block, Table, Text
+from study.statistics import mean_and_spread
 
 from . import language
-from .compare import mean_and_spread
-from .frame import PAPER, Block, Evaluation, Experiment, Record, Table, Text, Training
+from .experiment import PAPER, ROOT, Computation, Experiment, Record, Run
 
 OTHERS = ("wikitext2", "lambada")
 KEYS = ("adam", "adan", "hyperadam", "lion", "avgrad", "mada", "mada_fs", "mada_poor", "adam_poor", "mada_rho0",
@@ -15,12 +21,28 @@ OWN = {"laptop": "openwebtext1k", "paper": "openwebtext"}  # the text that they 
 MINUTES = {"laptop": 1.5, "paper": 5.0}  # an evaluation
 
 
-def runs(scale: str) -> Sequence[Training | Evaluation]:
+def runs(scale: str) -> Sequence[Run]:
     """The models and their evaluations; a laptop's are not those of table 2, which know characters only."""
     if scale not in OWN:
         return ()
     models = language.runs(scale, KEYS) if scale == "paper" else language.small_runs(scale)
-    return [*models, *(Evaluation(model, (OWN[scale], *OTHERS), minutes=MINUTES[scale]) for model in models)]
+    texts = [OWN[scale], *OTHERS]
+    return [*models, *(Computation(f"{model.name}-perplexity", scale, "table3", perplexities,
+                                   {"of": model.identity, "out_dir": model.folder,
+                                    "datasets": texts, "protocol": "paper"},
+                                   minutes=MINUTES[scale], after=model) for model in models)]  # fmt: skip
+
+
+def perplexities(settings: Mapping[str, Any]) -> Record:
+    """The rows of evaluate.py for the newest checkpoint of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "perplexity.json"
+        command = [sys.executable, "evaluate.py", f"--out_dir={settings['out_dir']}", "--which=newest",
+                   f"--protocol={settings['protocol']}", f"--dataset={','.join(settings['datasets'])}", f"--json={out}"]
+        subprocess.run(command, cwd=ROOT, check=True)  # what it prints is in the log of the computation
+        rows = {row["dataset"]: row for row in json.loads(out.read_text(encoding="utf-8"))["rows"]}
+    keep = ("dataset", "split", "perplexity", "tokens", "windows", "window", "dtype")
+    return {"rows": [{key: rows[name][key] for key in keep} for name in settings["datasets"]]}
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
@@ -48,9 +70,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "table3",
-    "Tables 3, 6 and 7: perplexities",
-    "Does what MADA gains on its own text carry over to others?",
-    runs,
-    show,
-)
+    "table3", "Tables 3, 6 and 7: perplexities",
+    "Does what MADA gains on its own text carry over to others?", runs, show,
+)  # fmt: skip

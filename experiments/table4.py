@@ -1,14 +1,14 @@
 """Table 4: the training loss after fine-tuning on Shakespeare."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from study.page import Block, Table, Text
+from study.statistics import loss_cells
+
 from . import language
-from .compare import mean_and_spread, paired
-from .frame import PAPER, ROOT, Block, Computation, Experiment, Record, Run, Table, Text, Training
-from .on_train import EVALUATION_BATCHES, TRAIN_TOKENS, mean_loss, windows
+from .experiment import PAPER, ROOT, Computation, Experiment, Record, Run, Training, by_seed, final_losses
+from .training_loss import EVALUATION_BATCHES, TRAIN_TOKENS, mean_loss, windows
 
 SIX = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
 RATES = {name: 1e-4 if name in ("beta1", "beta2") else 2e-2 for name in SIX}  # config/gpt2_mada.py says why these
@@ -39,7 +39,7 @@ def runs(scale: str) -> Sequence[Run]:
             settings = {"base": BASE, "optimizer": optimizer, "options": options, "seed": seed, "steps": 100,
                         "batch_size": 2, "learning_rate": 1e-3}  # fmt: skip
             name = f"finetune/{optimizer}-{seed}"
-            found.append(Computation(name, scale, "table4", finetune, settings, 0.7, after=base))
+            found.append(Computation(name, scale, "table4", finetune, settings, minutes=0.7, after=base))
     return found
 
 
@@ -70,20 +70,15 @@ def finetune(settings: Mapping[str, Any]) -> Record:
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
-    tuned = {name: record for name, record in records.items() if name.startswith("finetune/")}
+    tuned = by_seed(records, "finetune/")
     if not tuned:
         return [Text("The model is trained, not fine-tuned yet.")]
-    found: dict[str, dict[int, float]] = {}
-    for name, record in tuned.items():
-        optimizer, _, seed = name.removeprefix("finetune/").rpartition("-")
-        found.setdefault(optimizer, {})[int(seed)] = record["final"]["loss_on_train"]
-    rows = []
-    for optimizer, paper in PAPER["table4"].items():
-        if seeds := found.get(optimizer):
-            difference = paired(found.get("adam", {}), seeds) if optimizer != "adam" else None
-            rows.append([LABELS[optimizer], str(len(seeds)), mean_and_spread([*seeds.values()]),
-                         str(difference or ""), f"{paper:.3f}"])  # fmt: skip
-    first = next(iter(tuned.values()))
+    losses = final_losses(tuned, "loss_on_train")
+    rows = [
+        [LABELS[name], str(len(losses[name])), *loss_cells(losses, name, "adam"), f"{paper:.3f}"]
+        for name, paper in PAPER["table4"].items() if name in losses
+    ]  # fmt: skip
+    first = next(record for seeds in tuned.values() for record in seeds.values())
     about = in_the_large(first) if "config" in first else in_the_small(first)
     return [
         Text(f"{about}. The paper fine-tunes 1.5 billion parameters for about 2 epochs; it says neither at what rate "
@@ -113,9 +108,6 @@ def in_the_small(record: Record) -> str:
 
 
 EXPERIMENT = Experiment(
-    "table4",
-    "Table 4: fine-tuning",
-    "Does MADA fit a new text better, starting from trained weights?",
-    runs,
-    show,
-)
+    "table4", "Table 4: fine-tuning",
+    "Does MADA fit a new text better, starting from trained weights?", runs, show,
+)  # fmt: skip

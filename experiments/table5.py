@@ -1,13 +1,13 @@
 """Table 5: test accuracy on CIFAR-10 of a 5-layer CNN and of ResNet-9."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from study.page import Block, Table, Text
+from study.statistics import loss_cells
+
 from .cifar import TRAIN, train
-from .compare import mean_and_spread, paired
-from .frame import PAPER, Block, Computation, Experiment, Record, Table, Text
+from .experiment import PAPER, Computation, Experiment, Record, by_seed, final_losses
 
 LABELS = {"mada": "MADA", "adam": "Adam", "hyperadam": "HyperAdam", "sgd": "SGD, momentum 0.9"}
 # The paper does not give the betas and eps of these runs; 0.99 is the largest beta2 that MADA can learn.
@@ -47,25 +47,19 @@ def runs(scale: str) -> Sequence[Computation]:
                     "options": options | {"lr": rate}, "epochs": epochs, "seed": seed, **MODELS[model],
                 }  # fmt: skip
                 name = f"cifar/{model}-{optimizer}-{seed}"
-                found.append(Computation(name, scale, "table5", train, settings, minutes))
+                found.append(Computation(name, scale, "table5", train, settings, minutes=minutes))
     return found
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
-    found: dict[tuple[str, str], dict[int, float]] = {}
-    sizes = {}
-    for record in records.values():
-        settings = record["settings"]
-        sizes[settings["model"]] = settings
-        key = (settings["model"], settings["optimizer"])
-        found.setdefault(key, {})[settings["seed"]] = record["final"]["accuracy"]
+    sizes = {record["settings"]["model"]: record["settings"] for record in records.values()}
     rows = []
     for model in MODELS:
+        accuracy = final_losses(by_seed(records, f"cifar/{model}-"), "accuracy")
         for optimizer, label in LABELS.items():
-            if seeds := found.get((model, optimizer)):
-                difference = paired(found.get((model, "adam"), {}), seeds, 2) if optimizer != "adam" else None
+            if seeds := accuracy.get(optimizer):
+                ours = loss_cells(accuracy, optimizer, "adam", 2)
                 mean, error = PAPER["table5"][model][optimizer]
-                ours = [mean_and_spread([*seeds.values()], 2), str(difference or "")]
                 rows.append([NAMES[model], label, str(len(seeds)), *ours, f"{mean:.2f} ± {error:.2f}"])
     words = [
         f"{NAMES[model]}: {s['epochs']} epochs over {s['images']:,} images"
@@ -88,9 +82,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 EXPERIMENT = Experiment(
-    "table5",
-    "Table 5: CIFAR-10",
-    "Does MADA help outside of language, on a small CNN and on ResNet-9?",
-    runs,
-    show,
-)
+    "table5", "Table 5: CIFAR-10",
+    "Does MADA help outside of language, on a small CNN and on ResNet-9?", runs, show,
+)  # fmt: skip

@@ -15,6 +15,7 @@ from .engine import RuleOptimizer
 from .interpolate import interpolate
 from .lion import Lion
 from .mada import MADA, MADAMax
+from .reference import Reference
 from .rule import Coefficient, mix, sqrt
 from .sgd import SGD
 from .yogi import Yogi
@@ -33,5 +34,5 @@ def build_optimizer(name: str, params: Iterable[Any], **options: Any) -> RuleOpt
 
 __all__ = [
     "MADA", "OPTIMIZERS", "SGD", "AMSGrad", "AVGrad", "Adam", "Adan", "Coefficient", "HyperAdam", "Lion",
-    "MADAMax", "RuleOptimizer", "Yogi", "build_optimizer", "interpolate", "mix", "sqrt",
+    "MADAMax", "Reference", "RuleOptimizer", "Yogi", "build_optimizer", "interpolate", "mix", "sqrt",
 ]  # fmt: skip

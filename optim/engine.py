@@ -1,15 +1,16 @@
 """The engine: one torch.optim.Optimizer that runs any rule and learns any of its coefficients (paper, algorithm 1).
 
 Parameters, gradients and states live in matrices of shape (R, *ROW), each parameter in rows of its own, and whatever
-differs between parameters (step, learning rate, weight decay, has it a gradient) is a column of shape (R, 1, 1). So a
-step is the same few kernels whatever the number of parameters and groups, and a value that changes recompiles nothing.
+differs between parameters (step, learning rate, weight decay, has it a gradient) is a column of shape (R, 1, 1)
+(flat.py). So a step is the same few kernels whatever the number of parameters and groups, and a value that changes
+recompiles nothing. reference.py is the same algorithm in one screen.
 
 At step t the engine holds the state of step t-2, the pending gradient g_{t-1} and the new g_t.
 
-    probe   reads only: d direction(q, state_{t-2}, g_{t-1}) / d q against g_t (the hypergradient h_t), and |g_t|^2
-    judge   scalars, on the device: is |g_t| finite, the factor that clips g_t
-    learn   scalars: q_t from q_{t-1} and h_t
-    update  advances with g_{t-1} to state_{t-1}, which it stores, and again with g_t to x_t
+    hypergradient  reads only: d direction(q, state_{t-2}, g_{t-1}) / d q against g_t, which is h_t, and |g_t|^2
+    judge          scalars, on the device: is |g_t| finite, the factor that clips g_t
+    learn          scalars: q_t from q_{t-1} and h_t
+    update         advances with g_{t-1} to state_{t-1}, which it stores, and again with g_t to x_t
 
 With weights first, learn comes after update.
 
@@ -26,30 +27,31 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .flat import Bucket, Kind, share, whole
+from . import options
+from .compiled import CompiledPass
+from .flat import Bucket, Kind, Rows, share, whole
+from .options import Options, refuse_outside
 from .rule import Coefficient
-from .sweep import Sweep
 
 COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
-ORDERS = ("coefficients_first", "weights_first")
-COLUMNS = ("step", "waiting", "lr_made")  # in a parameter's state: one value, in each of its rows
+COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # of Rows, in a parameter's state
 HARMLESS = {"params", "param_names", "name", "initial_lr"}  # in a param group: what torch and its schedulers put there
 
 
 class Scalars(NamedTuple):
-    """What changes from step to step besides the buckets: 0-D tensors, and one value per learned coefficient (K,)."""
+    """What changes from step to step besides the rows: 0-D tensors, and one value per learned coefficient (K,)."""
 
     fixed: Tensor  # coefficients and constants that are not learned; never changes
     q: Tensor  # learned coefficients after the last step
-    q_made: Tensor  # those that made x
+    q_applied: Tensor  # those that made x
     momentum: Tensor
     h: Tensor  # hypergradients
     norm: Tensor  # of the gradient, before clipping
     clip: Tensor  # factor that clips this gradient
-    clip_made: Tensor  # factor that clipped the pending gradient
+    clip_applied: Tensor  # factor that clipped the pending gradient
     accept: Tensor  # whether this step counts: its gradient is finite
     steps: Tensor  # that counted
-    refused: Tensor  # steps in a row that did not
+    skipped: Tensor  # steps in a row that did not
     lr_start: Tensor  # what a learned lr is measured by
 
 
@@ -73,18 +75,19 @@ class RuleOptimizer(Optimizer):
         hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. Names
             "lr" too: the learned rate starts at `lr`, and the groups' rates are multiplied by its ratio to `lr`
         hyper_momentum: momentum of the coefficients' SGD: a number, or {name: number}
-        hyper_start: the coefficients rest for this many steps (refused ones do not count)
+        hyper_start: the coefficients stay for this many steps (skipped ones do not count)
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
         order: "coefficients_first" (x_t is made with q_t) or "weights_first" (with q_{t-1}, algorithm 1 as printed)
         max_grad_norm: clip the gradient to this global norm within the step; None: do not
-        half: states to keep in bfloat16, by their names in `State`, and "pending" for the gradient that waits; what it
+        half: states to keep in bfloat16, by their names in `State`, and "pending" for the pending gradient; what it
             costs in accuracy: docs/MADA.md
+        box: {name: (low, high)}, where a learned coefficient may go; others keep the box of the rule's table
         compile: compile the step; None: if there are at least 100,000 parameters
 
     Attributes:
         coefficients, hypergradients: {name: float}; reading them waits for the device
         grad_norm: norm of the last gradient before clipping, a 0-D tensor; None where nobody needed it
-        refused: steps in a row, up to the last, refused because the norm was not finite (nothing moves in such a step);
+        skipped: steps in a row, up to the last, skipped because the norm was not finite (nothing moves in such a step);
             a 0-D tensor. Without max_grad_norm and with nothing to learn the norm is not read and a NaN reaches x
 
     Raises ValueError for a name or a number out of place.
@@ -111,121 +114,85 @@ class RuleOptimizer(Optimizer):
         order: str = "coefficients_first",
         max_grad_norm: float | None = None,
         half: Iterable[str] = (),
+        box: Mapping[str, tuple[float, float]] | None = None,
         compile: bool | None = None,
         **values: float,
     ) -> None:
-        table = dict(self.table)
-        if hyper_lr is None:
-            hyper_lr = {k: table[k].hyper_lr for k in self.learns}
-        if not isinstance(hyper_lr, Mapping):
-            raise ValueError(f"{type(self).__name__}: hyper_lr = {hyper_lr!r} must be a dict such as {{'beta1': 1e-4}}")
-        if "lr" in hyper_lr:
-            table["lr"] = Coefficient(lr, 0.0, float("inf"), "learning rate")
-        if not isinstance(hyper_momentum, Mapping):
-            hyper_momentum = dict.fromkeys(hyper_lr, hyper_momentum)
-        self._refuse_unknown("", values, [*self.table, *self.constants])
-        self._half = frozenset(half)
-        for field in self._half - {*self.State._fields, "pending"}:
-            raise ValueError(f"{type(self).__name__}: half: no state {field!r}, it has {', '.join(self.State._fields)}")
-        self._refuse_unknown("hyper_lr: ", hyper_lr, [*self.table, "lr"])
-        self._refuse_unknown("hyper_momentum: ", hyper_momentum, [*self.table, "lr"])
-        start = {k: float(values.get(k, c.start)) for k, c in table.items()}
-        start |= {k: float(values.get(k, default)) for k, default in self.constants.items()}
-        self.learned = tuple(k for k in table if hyper_lr.get(k, 0) > 0)
-
-        for k, c in table.items():
-            if k in self.learned:
-                self._refuse_outside(k, start[k], c.low, c.high, " to be learned")
-            else:
-                self._refuse_outside(k, start[k], min(0.0, c.low), max(1.0, c.high))
-            if start[k] >= c.below:
-                raise ValueError(f"{type(self).__name__}: {k} = {start[k]} must be below {c.below:g}")
-        for k, default in self.constants.items():
-            self._refuse_outside(k, start[k], min(0.0, default))
-        for k, value in {"lr": lr, "weight_decay": weight_decay, "hyper_start": hyper_start}.items():
-            self._refuse_outside(k, value, 0)
-        for k, value in hyper_lr.items():
-            self._refuse_outside(f"hyper_lr[{k!r}]", value, 0)
-        for k, value in hyper_momentum.items():
-            self._refuse_outside(f"hyper_momentum[{k!r}]", value, 0, 1)
-        for k, above in {"hyper_clip": hyper_clip, "max_grad_norm": max_grad_norm}.items():
-            if above is not None and not above > 0:
-                raise ValueError(f"{type(self).__name__}: {k} = {above} must be above 0")
-        if order not in ORDERS:
-            raise ValueError(f"{type(self).__name__}: order = {order!r} must be one of {', '.join(ORDERS)}")
-
-        if "lr" in self.learned and lr == 0:
-            raise ValueError(f"{type(self).__name__}: lr = 0 cannot be learned: start above 0")
-        self.order, self.hyper_start = order, hyper_start
-        idle = {f for k, (at, fields) in self.parts.items() if start[k] == at and k not in self.learned for f in fields}
-        self.fields = tuple(f for f in self.State._fields if f not in idle)
-        self._q_type = namedtuple("Q", start.keys())  # type: ignore[misc]
-        self._fixed_names = tuple(k for k in start if k not in self.learned)
+        asked = self.check(
+            lr, weight_decay=weight_decay, hyper_lr=hyper_lr, hyper_momentum=hyper_momentum, hyper_start=hyper_start,
+            hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm, half=half, box=box, **values,
+        )  # fmt: skip
+        self.options, self.learned, self.fields = asked, asked.learned, asked.fields
+        self._fixed_names = tuple(k for k in asked.start if k not in self.learned)
+        self._q_type = namedtuple("Q", asked.start.keys())  # type: ignore[misc]
         self.buckets: list[Bucket] = []
-        self._sweeps: dict[Any, Sweep] = {}
+        self._passes: dict[Any, CompiledPass] = {}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
         # The scalars live on the first parameter's device, in float64 where it has that: 0.9 + 1e-9 is not 0.9.
-        self._device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self._device = parameters[0].device if parameters else torch.device("cpu")
         dtype = torch.float32 if self._device.type == "mps" else torch.float64
-        vector = lambda values: torch.tensor([*values], dtype=dtype, device=self._device)  # noqa: E731
+
+        def vector(values: Iterable[float]) -> Tensor:
+            return torch.tensor([*values], dtype=dtype, device=self._device)
+
         self._hyper = Hyper(
-            vector(hyper_lr[k] for k in self.learned),
-            vector(hyper_momentum.get(k, 0.0) for k in self.learned),
-            vector(table[k].low for k in self.learned),
-            vector(table[k].high for k in self.learned),
+            vector(asked.hyper_lr[k] for k in self.learned),
+            vector(asked.hyper_momentum.get(k, 0.0) for k in self.learned),
+            vector(asked.table[k].low for k in self.learned),
+            vector(asked.table[k].high for k in self.learned),
         )
-        self._hyper_clip, self._max_grad_norm = hyper_clip, max_grad_norm
-        q, one = vector(start[k] for k in self.learned), vector([1.0])[0]
+        q, one = vector(asked.start[k] for k in self.learned), vector([1.0])[0]
         nan, zero = torch.full_like(one, float("nan")), torch.zeros_like(one, dtype=torch.int64)
         self._scalars = Scalars(
-            fixed=vector(start[k] for k in self._fixed_names),
-            q=q, q_made=q, momentum=torch.zeros_like(q), h=nan.expand_as(q).clone(),
-            norm=nan, clip=one, clip_made=one, accept=one.bool(), steps=zero, refused=zero,
+            fixed=vector(asked.start[k] for k in self._fixed_names),
+            q=q, q_applied=q, momentum=torch.zeros_like(q), h=nan.expand_as(q).clone(),
+            norm=nan, clip=one, clip_applied=one, accept=one.bool(), steps=zero, skipped=zero,
             lr_start=vector([float(lr)])[0],
         )  # fmt: skip
-        self._watch = bool(self.learned) or max_grad_norm is not None
-        size = sum(p.numel() for group in self.param_groups for p in group["params"])
-        self._compiled = size >= COMPILE_FROM if compile is None else compile
-        self._adopt(self.param_groups)
+        self._needs_norm = bool(self.learned) or max_grad_norm is not None
+        self._compiled = sum(p.numel() for p in parameters) >= COMPILE_FROM if compile is None else compile
+        self._add_buckets(self.param_groups)
 
-    def _refuse_unknown(self, where: str, given: Iterable[str], known: list[str]) -> None:
-        for name in given:
-            if name not in known:
-                raise ValueError(f"{type(self).__name__}: {where}no coefficient {name!r}, it has {', '.join(known)}")
-
-    def _refuse_outside(self, name: str, value: float, low: float, high: float = float("inf"), why: str = "") -> None:
-        if not low <= value <= high:
-            raise ValueError(f"{type(self).__name__}: {name} = {value} must lie in [{low:g}, {high:g}]{why}")
+    @classmethod
+    def check(cls, lr: float = 1e-3, **options_of_constructor: Any) -> Options:
+        """What an optimizer made with these keywords would learn, from where and with how much state (options.py),
+        without making it. Raises ValueError as the constructor does."""
+        try:
+            return options.check(cls, lr, **options_of_constructor)
+        except ValueError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from None
 
     # ------------------------------------------------------------------------------------------------ parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with `params`, and `lr` and `weight_decay` if they differ; at any time, as in torch.optim."""
-        self._refuse_unknown("param group: ", set(param_group) - HARMLESS, ["lr", "weight_decay"])
+        for k in sorted(set(param_group) - HARMLESS - {"lr", "weight_decay"}):
+            raise ValueError(f"{type(self).__name__}: param group: no coefficient {k!r}, it has lr, weight_decay")
         for k in param_group.keys() & {"lr", "weight_decay"}:
-            self._refuse_outside(f"param group: {k}", param_group[k], 0)
+            refuse_outside(f"{type(self).__name__}: param group: {k}", param_group[k], 0)
         super().add_param_group(param_group)
         if hasattr(self, "_scalars"):  # not while torch's constructor adds the first groups
             try:
-                self._adopt(self.param_groups[-1:])
+                self._add_buckets(self.param_groups[-1:])
             except ValueError:
                 self.param_groups.pop()
                 raise
 
-    def _adopt(self, groups: list[dict[str, Any]]) -> None:
+    def _add_buckets(self, groups: list[dict[str, Any]]) -> None:
         for kind in dict.fromkeys(Kind.of(p) for group in groups for p in group["params"]):
             if not kind.dtype.is_floating_point:
                 raise ValueError(f"{type(self).__name__}: parameters of dtype {kind.dtype} cannot be optimized")
-            bucket = Bucket(groups, kind, self.State, self.fields, self._half, learning=bool(self.learned))
+            half = self.options.half
+            bucket = Bucket(groups, kind, self.State, self.fields, half, learning=bool(self.learned))
             self.buckets.append(bucket)
             matrices = bucket.states if bucket.pending is None else bucket.states | {"pending": bucket.pending}
-            columns = dict(zip(COLUMNS, (bucket.t, bucket.waiting, bucket.lr_made), strict=True))
-            for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.rows, strict=True)):
+            for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.spans, strict=True)):
                 if p.numel():
                     self.state[p] = {k: bucket.view(matrix, i) for k, matrix in matrices.items()}
                 if row < end:
-                    self.state[p] |= {k: column[row:end] for k, column in columns.items()}
+                    self.state[p] |= {k: getattr(bucket.rows, v)[row:end] for k, v in COLUMNS.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients. With set_to_none=False they are zeroed and stay views of one flat matrix, into which
@@ -245,54 +212,55 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        buckets = [bucket for bucket in self.buckets if len(bucket.t)]
+        buckets = [bucket for bucket in self.buckets if len(bucket.rows.t)]
         if not buckets:
             return loss
-        for bucket in buckets:
-            bucket.gather()
-            bucket.follow_groups()
+        for b in buckets:
+            b.gather()
+            b.sync_param_groups()
 
-        if self._watch:
-            sums = self._total({b: self._sweep("_probe", b, self._scalars, *b.read(), b.lr_made) for b in buckets})
-            self._scalars = self._sweep("_judge", None, self._scalars, sums[-1])
-            if self.order == "coefficients_first":
+        if self._needs_norm:
+            sums = self._total({b: self._run("_hypergradient", b, self._scalars, b.rows) for b in buckets})
+            self._scalars = self._run("_judge", None, self._scalars, sums[-1])
+            if self.options.order == "coefficients_first":
                 self._learn_from(sums[:-1])
         for b in buckets:
-            columns = self._sweep("_update", b, self._scalars, *b.read(), b.x, b.lr, b.decay, b.lr_made)
-            torch._foreach_copy_([b.t, b.waiting, b.lr_made], columns)
-            b.hand_out()
+            columns = self._run("_update", b, self._scalars, b.rows)
+            torch._foreach_copy_([b.rows.t, b.rows.has_pending, b.rows.lr_applied], columns)
+            b.write_back()
             torch.autograd.graph.increment_version(b.params)  # a graph that still needs the old ones says so
-        if self._watch:
+        if self._needs_norm:
             now = self._scalars
             self._scalars = now._replace(
-                q_made=torch.where(now.accept, now.q, now.q_made),
-                clip_made=torch.where(now.accept, now.clip, now.clip_made),
+                q_applied=torch.where(now.accept, now.q, now.q_applied),
+                clip_applied=torch.where(now.accept, now.clip, now.clip_applied),
             )
-            if self.order == "weights_first":
+            if self.options.order == "weights_first":
                 self._learn_from(sums[:-1])
         return loss
 
     def _total(self, sums: dict[Bucket, Tensor]) -> Tensor:
-        """The buckets' sums, added up: K + 1 numbers, the only ones that processes with parts tell each other."""
+        """The buckets' sums, added up: K + 1 numbers, the only ones that processes with shards exchange."""
         for bucket, s in sums.items():
-            for group in bucket.groups:
+            for group in bucket.process_groups:
                 torch.distributed.all_reduce(s, group=group)
         parts = [s.to(self._device) for s in sums.values()]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
     def _learn_from(self, h: Tensor) -> None:
         if self.learned:
-            self._scalars = self._sweep("_learn", None, self._scalars, self._hyper, h)
+            self._scalars = self._run("_learn", None, self._scalars, self._hyper, h)
 
-    def _sweep(self, name: str, bucket: Bucket | None, scalars: Scalars, *args: Any) -> Any:
+    def _run(self, name: str, bucket: Bucket | None, scalars: Scalars, *args: Any) -> Any:
+        """One of the functions below, compiled for the bucket."""
         key = (name, bucket)
-        if key not in self._sweeps:  # a bound method would be a cycle, which keeps the memory until it is looked for
-            self._sweeps[key] = Sweep(partial(getattr(type(self), name), weakref.proxy(self)), self._compiled)
+        if key not in self._passes:  # a bound method would be a cycle of references, which outlives the optimizer
+            self._passes[key] = CompiledPass(partial(getattr(type(self), name), weakref.proxy(self)), self._compiled)
         if bucket is not None and bucket.device != self._device:
             scalars = Scalars(*(s.to(bucket.device) for s in scalars))
-        return self._sweeps[key](scalars, *args)
+        return self._passes[key](scalars, *args)
 
-    # The functions below are pure but for the copy_s of _update. Shapes: matrices (R, *ROW), columns (R, 1, 1).
+    # The functions below are pure but for the copy_s of _update.
 
     def _advance(self, now: Scalars, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
         names = (*self.learned, *self._fixed_names)
@@ -302,17 +270,17 @@ class RuleOptimizer(Optimizer):
             direction = q.lr / now.lr_start.to(t.dtype) * direction
         return direction, s
 
-    def _probe(self, now: Scalars, s: Any, g: Tensor, pending: Tensor | None, t: Tensor, active: Tensor,
-               waiting: Tensor, lr_made: Tensor) -> Tensor:  # fmt: skip
-        """(K + 1,): the hypergradients <g, d x / d q> of the coefficients that made x, and |g|^2."""
-        g, s = g.to(t.dtype), self._cast(s, t.dtype)
-        columns = [torch.where(active, (g * g).sum((1, 2), keepdim=True), 0)]
-        if pending is not None:
-            p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
-            q = now.q_made.to(t.dtype).expand(len(t), 1, -1).split(1, dim=-1)  # one copy a row: summed by row first
+    def _hypergradient(self, now: Scalars, rows: Rows) -> Tensor:
+        """(K + 1,): the hypergradients <g, d x / d q> of the coefficients that made x, and |g|^2. Reads only."""
+        t, dtype = rows.t, rows.t.dtype
+        g, s = rows.g.to(dtype), self._cast(rows.state, dtype)
+        columns = [torch.where(rows.active, (g * g).sum((1, 2), keepdim=True), 0)]
+        if rows.pending is not None:
+            p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
+            q = now.q_applied.to(dtype).expand(len(t), 1, -1).split(1, dim=-1)  # one copy a row: summed by row first
             vjp = torch.func.vjp(lambda *q: self._advance(now, q, s, p, t)[0], *q)[1]
-            made = active & waiting  # elsewhere x was not made by the pending gradient
-            columns = [torch.where(made, -lr_made * h, 0) for h in vjp(g)] + columns
+            made = rows.active & rows.has_pending  # elsewhere x was not made by the pending gradient
+            columns = [torch.where(made, -rows.lr_applied * h, 0) for h in vjp(g)] + columns
         return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
 
     def _judge(self, now: Scalars, square: Tensor) -> Scalars:
@@ -320,48 +288,52 @@ class RuleOptimizer(Optimizer):
         norm = square.sqrt()
         accept = torch.isfinite(norm)
         clip = torch.ones_like(norm)
-        if self._max_grad_norm is not None:
-            clip = torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        refused = torch.where(accept, 0, now.refused + 1)
-        return now._replace(norm=norm, clip=clip, accept=accept, steps=now.steps + accept, refused=refused)
+        if self.options.max_grad_norm is not None:  # as torch.nn.utils.clip_grad_norm_ does
+            clip = torch.clamp(self.options.max_grad_norm / (norm + 1e-6), max=1.0)
+        skipped = torch.where(accept, 0, now.skipped + 1)
+        return now._replace(norm=norm, clip=clip, accept=accept, steps=now.steps + accept, skipped=skipped)
 
     def _learn(self, now: Scalars, hyper: Hyper, h: Tensor) -> Scalars:
         """q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
         h = torch.where(now.steps > 1, h, float("nan"))  # no coefficients made the first x
-        moves = now.accept & torch.isfinite(h) & (now.steps > self.hyper_start)
-        momentum = hyper.decay * now.momentum + h.clamp(-self._hyper_clip, self._hyper_clip)
+        moves = now.accept & torch.isfinite(h) & (now.steps > self.options.hyper_start)
+        momentum = hyper.decay * now.momentum + h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
         momentum = torch.where(moves, momentum, now.momentum)
         q = torch.where(moves, torch.clamp(now.q - hyper.rate * momentum, hyper.low, hyper.high), now.q)
         return now._replace(q=q, momentum=momentum, h=h)
 
-    def _update(self, now: Scalars, s: Any, g: Tensor, pending: Tensor | None, t: Tensor, active: Tensor,
-                waiting: Tensor, x: Tensor, lr: Tensor, decay: Tensor, lr_made: Tensor) -> list[Tensor]:  # fmt: skip
-        """Write x, the states and the pending gradient; return the new columns t, waiting, lr_made."""
-        act, stored, s = active & now.accept, s, self._cast(s, t.dtype)
-        clipped = g.to(t.dtype) * now.clip.to(t.dtype)
-        q = now.q.to(t.dtype).unbind()
-        if pending is None:
+    def _update(self, now: Scalars, rows: Rows) -> list[Tensor]:
+        """Write x, the states and the pending gradient; return the new columns t, has_pending, lr_applied."""
+        t, dtype, active = rows.t, rows.t.dtype, rows.active & now.accept
+        s = self._cast(rows.state, dtype)
+        clipped = rows.g.to(dtype) * now.clip.to(dtype)
+        q = now.q.to(dtype).unbind()
+        if rows.pending is None:
             direction, new = self._advance(now, q, s, clipped, t + 1)
-            new = self._keep(act, new, s)
-        else:  # the pending gradient enters the states, with the coefficients that made x of it, and g waits
-            p = pending.to(t.dtype) * now.clip_made.to(t.dtype)
-            _, new = self._advance(now, now.q_made.to(t.dtype).unbind(), s, p, t)
-            new = self._keep(waiting & now.accept, new, s)
+            new = self._keep(active, new, s)
+        else:  # the pending gradient enters the states, with the coefficients that made x of it, and g becomes pending
+            p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
+            _, new = self._advance(now, now.q_applied.to(dtype).unbind(), s, p, t)
+            new = self._keep(rows.has_pending & now.accept, new, s)
             direction, _ = self._advance(now, q, new, clipped, t + 1)
-            pending.copy_(torch.where(act, g, pending))
-        moved = (1 - lr * decay) * x.to(t.dtype) - lr * direction
-        x.copy_(torch.where(act, moved, x.to(t.dtype)))
-        for old, value in zip(stored, new, strict=True):
+            rows.pending.copy_(torch.where(active, rows.g, rows.pending))
+        moved = (1 - rows.lr * rows.decay) * rows.x.to(dtype) - rows.lr * direction
+        rows.x.copy_(torch.where(active, moved, rows.x.to(dtype)))
+        for old, value in zip(rows.state, new, strict=True):
             if old is not None:
                 old.copy_(value)
-        return [torch.where(act, t + 1, t), torch.where(now.accept, active, waiting), torch.where(act, lr, lr_made)]
+        return [
+            torch.where(active, t + 1, t),
+            torch.where(now.accept, rows.active, rows.has_pending),
+            torch.where(active, rows.lr, rows.lr_applied),
+        ]
 
     def _cast(self, state: Any, dtype: torch.dtype) -> Any:
         return self.State(*(None if matrix is None else matrix.to(dtype) for matrix in state))
 
-    def _keep(self, rows: Tensor, new: Any, old: Any) -> Any:
-        """The new state in these rows, the old one in the others."""
-        return self.State(*(None if b is None else torch.where(rows, a, b) for a, b in zip(new, old, strict=True)))
+    def _keep(self, chosen: Tensor, new: Any, old: Any) -> Any:
+        """The new state in the rows that are chosen, the old one in the others."""
+        return self.State(*(None if b is None else torch.where(chosen, a, b) for a, b in zip(new, old, strict=True)))
 
     # ---------------------------------------------------------------------------------------------------- report
 
@@ -379,17 +351,17 @@ class RuleOptimizer(Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        return self._scalars.norm if self._watch else None
+        return self._scalars.norm if self._needs_norm else None
 
     @property
-    def refused(self) -> Tensor:
-        return self._scalars.refused
+    def skipped(self) -> Tensor:
+        return self._scalars.skipped
 
     # ---------------------------------------------------------------------------------------------------- state
 
     def __getstate__(self) -> dict[str, Any]:
         """All of it for copy.deepcopy, which copies the parameters too, but for what is compiled."""
-        return self.__dict__ | {"_sweeps": {}}
+        return self.__dict__ | {"_passes": {}}
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
@@ -434,6 +406,5 @@ class RuleOptimizer(Optimizer):
         for group, its in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in its.items() if k != "params"})
         scalars = state_dict["scalars"]
-        own = self._scalars._asdict()  # older states counted steps in an int and had no lr_start
-        now = {k: torch.as_tensor(scalars[k]).to(v).clone() for k, v in own.items() if k != "fixed" and k in scalars}
-        self._scalars = self._scalars._replace(**now)
+        own = {k: v for k, v in self._scalars._asdict().items() if k != "fixed"}
+        self._scalars = self._scalars._replace(**{k: scalars[k].to(v).clone() for k, v in own.items()})

@@ -23,6 +23,16 @@ from .engine import RuleOptimizer
 from .rule import BETA1, BETA2, Coefficient, mix, sqrt
 
 
+def average(va: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """(v_1 + ... + v_t) / t, from the average of one step less: (5)."""
+    return mix(1 / t, v, va)
+
+
+def largest(va: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """max(v_1, ..., v_t): AMSGrad's, as equation (3) is printed."""
+    return torch.maximum(va, v)
+
+
 class MADA(RuleOptimizer):
     table = {
         "beta1": BETA1,
@@ -45,7 +55,7 @@ class MADA(RuleOptimizer):
         g: Tensor | None  # last gradient (Adan)
 
     @staticmethod
-    def advance(q, s, g, t, long_term=lambda va, v, t: mix(1 / t, v, va)):  # (5): the average of v over time
+    def advance(q, s, g, t, long_term=average):
         m = mix(q.beta1, s.m, g)  # (2)
         first = m / (1 - q.beta1**t)
 
@@ -56,10 +66,12 @@ class MADA(RuleOptimizer):
             gh = g + q.beta3 * d  # (3)
             first = first + q.beta3 / (1 - q.beta3**t) * n  # (2)
 
+        # (3) is gq = c gh^2 + (1 - c) (v + gh^2 sign(gh^2 - v)); v = beta2 v + (1 - beta2) gq. Here growth is gq - v,
+        # in which v cancels: one product and one sum less in the vjp.
         gh2 = gh * gh
-        rest = gh2 - s.v  # the way that Adam's v goes a part of
-        growth = mix(q.c, rest, gh2 * torch.sign(rest))  # (3), minus v: Adam's and Yogi's
-        v = s.v + (1 - q.beta2) * growth  # (3)
+        rest = gh2 - s.v
+        growth = mix(q.c, rest, gh2 * torch.sign(rest))
+        v = s.v + (1 - q.beta2) * growth
 
         vm, va = v, None
         if s.va is not None:  # AVGrad
@@ -80,5 +92,5 @@ class MADAMax(MADA):
     """An ablation: AMSGrad's largest v so far in place of AVGrad's average, (3) as printed."""
 
     @staticmethod
-    def advance(q, s, g, t, long_term=lambda va, v, t: torch.maximum(va, v)):
+    def advance(q, s, g, t, long_term=largest):
         return MADA.advance(q, s, g, t, long_term)

@@ -41,6 +41,14 @@ class Coefficient:
     hyper_lr: float = 0.0
     below: float = math.inf
 
+    def check(self, name: str, value: float, learned: bool) -> None:
+        """Raise ValueError if the coefficient called `name` cannot start at `value`."""
+        low, high = (self.low, self.high) if learned else (min(0.0, self.low), max(1.0, self.high))
+        if not low <= value <= high:
+            raise ValueError(f"{name} = {value} must lie in [{low:g}, {high:g}]{' to be learned' * learned}")
+        if value >= self.below:
+            raise ValueError(f"{name} = {value} must be below {self.below:g}")
+
 
 def sqrt(v: Tensor) -> Tensor:
     """Square root whose derivative is finite at v = 0 too: a row that never had a gradient stays finite. A sum, not a

@@ -26,7 +26,8 @@ from model import GPT, GPTConfig
 from optim.flat import part, share, whole
 
 KINDS = (".pt", ".shards")
-FORMAT = "nanomada-1"  # changes when an older reader would misread what is written
+FORMAT = "nanomada-2"  # changes when an older reader would misread what is written
+EARLIER = ("nanomada-1",)  # of these only the model is read: their optimizer states and settings have other names
 
 
 class CheckpointError(ValueError):
@@ -190,7 +191,7 @@ def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")
         raise
     except Exception:  # torch names no type for what a foreign file can do to its reader
         raise CheckpointError(f"{path} is no checkpoint of this project (plain tensors and data only)") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, *EARLIER):
         raise CheckpointError(f"{path} is no checkpoint of this project (its format is not {FORMAT!r})")
     return content
 
@@ -223,10 +224,13 @@ def changes(saved: dict[str, Any], identity: dict[str, Any], config: dict[str, A
     names of the coefficients `learned`) is refused, before it takes any memory; so are weights without an optimizer.
     """
     was = saved["config"]
+    if saved["format"] in EARLIER:
+        raise CheckpointError(f"the checkpoint in {config['out_dir']} was saved by an earlier version: sample.py, "
+                              "evaluate.py and export.py read it, but no run resumes from it (--init_from=scratch)")
     if not saved["optimizer"]:  # export.py --from_folder wrote it
         raise CheckpointError(f"the checkpoint in {config['out_dir']} holds weights only, and no run to go on with: "
                               f"start one in another out_dir with --weights={was['weights']}")
-    there = saved["model_config"] | {"optimizer": was["optimizer"], "learned": saved["optimizer"]["scalars"]["learned"]}
+    there = saved["model_config"] | {"optimizer": was["optimizer"].rpartition(":")[2], "learned": saved["learned"]}
     wrong = [f"{name}={value} (there {there.get(name)})" for name, value in identity.items()
              if name != "dropout" and value != there.get(name)]
     if wrong:
@@ -253,9 +257,9 @@ def restore(saved: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer)
         group["weight_decay"] = weight_decay  # this run's, not the checkpoint's
 
 
-def space_problem(out_dir: str | Path, content: Any, keep: int) -> str | None:
+def space_problem(out_dir: str | Path, model: Any, optimizer: Any, keep: int) -> str | None:
     """Whether the disk will not hold what a run keeps: the newest `keep`, the best, and one that is being written."""
-    size = _bytes(content, set())
+    size = _bytes([model.state_dict(), optimizer.state_dict()], set())
     there = sum(found.size for found in find(out_dir))
     needed, free = (keep + 2) * size - there, shutil.disk_usage(out_dir).free
     if needed <= free:

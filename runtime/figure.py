@@ -1,4 +1,4 @@
-"""The picture of a run (loss, coefficients and hypergradients against steps), and how all figures look."""
+"""The figure of a run (loss, coefficients and hypergradients against steps), and the style of all figures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.recorder import COLUMNS, read_metrics
 
-# Okabe and Ito's colours, told apart by every eye. A coefficient keeps its colour in all figures of the project.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. A coefficient has the same colour in all figures.
 COEFFICIENTS = {
     "beta1": "#0072B2",
     "beta2": "#E69F00",
@@ -17,8 +19,9 @@ COEFFICIENTS = {
     "c": "#56B4E9",
     "gamma": "#D55E00",
 }
-SYMBOLS = {"beta1": "β₁", "beta2": "β₂", "beta3": "β₃", "rho": "ρ", "c": "c", "gamma": "γ", "eps": "ε"}
-RC: dict[str, Any] = {  # how all figures look
+SYMBOLS = {"beta1": "β₁", "beta2": "β₂", "beta3": "β₃", "rho": "ρ", "c": "c", "gamma": "γ", "eps": "ε",
+           "lr_learned": "learning rate"}  # fmt: skip
+RC: dict[str, Any] = {  # style of all figures
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -28,75 +31,132 @@ RC: dict[str, Any] = {  # how all figures look
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
 }
+FLOOR = 1e-3  # smallest distance from 0 or 1 that the axis of the coefficients resolves
+Rows = list[dict[str, str]]
 
 
 def draw(out_dir: str | Path) -> Path:
-    """Write out_dir/figure.png from out_dir/metrics.csv and return its path.
+    """Write out_dir/figure.png from out_dir/metrics.csv and return its path. Panels without data are left out.
 
     Raises:
-        ValueError: there is no metrics.csv, or no row in it yet.
+        ValueError: metrics.csv cannot be read or has no row yet, or figure.png cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    path = Path(out_dir) / "metrics.csv"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: give the out_dir of a run")
-    rows = read_metrics(path)
+    path = Path(out_dir).expanduser() / "metrics.csv"
+    try:
+        rows = read_metrics(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path} does not exist: give the out_dir of a run") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', error)})") from None
     if not rows:
         raise ValueError(f"{path} has no row yet: try again when the run has taken some steps")
-    names = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
-    learned = [name for name in names if f"h_{name}" in rows[0]]
-    names = [name for name in names if name != "eps" or name in learned]  # too small for the axis it would share
-
-    with plt.rc_context(RC):  # type: ignore[arg-type]
-        figure, (loss, values, gradients) = plt.subplots(3, 1, figsize=(8, 9), sharex=True, layout="constrained")
-        _draw_loss(loss, rows)
-        colors = {name: COEFFICIENTS.get(name, f"C{i}") for i, name in enumerate(names)}
-        for i, name in enumerate(names):  # ever thinner, so that equal ones show beneath each other
-            style = {"linestyle": "-" if name in learned else ":", "linewidth": 3.2 - 0.3 * i}
-            _line(values, rows, name, name, color=colors[name], **style)
-        values.set(title="Coefficients" + (" (dotted: fixed)" if len(learned) < len(names) else ""), ylim=(-0.03, 1.03))
-        for name in learned:
-            style = {"linestyle": "", "marker": ".", "markersize": 4, "alpha": 0.7}
-            _line(gradients, rows, f"h_{name}", name, color=colors[name], **style)
-        sizes = [abs(x) for name in learned for x in _series(rows, f"h_{name}")[1] if x]
-        if sizes:  # linear around zero, below the size that most of them exceed
-            gradients.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(sorted(sizes)[len(sizes) // 4])))
-        else:
-            gradients.text(0.5, 0.5, "nothing is learned", transform=gradients.transAxes, ha="center", color="0.5")
-        gradients.set(title="Hypergradients (before momentum)", xlabel="step")
-        for axes in (values, gradients):
-            if axes.lines:
-                axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=2)
-        figure.suptitle(str(Path(out_dir)), x=0.01, ha="left", color="0.4")
-        target = path.with_name("figure.png")
-        temporary = path.with_name(".figure.png.tmp")
-        figure.savefig(temporary, dpi=150, format="png")
-        temporary.replace(target)  # whoever looks at it now sees the old picture or the new one
-        plt.close(figure)
+    target, temporary = path.with_name("figure.png"), path.with_name(".figure.png.tmp")
+    try:
+        make_figure(rows, str(out_dir)).savefig(temporary, dpi=150, format="png")
+        temporary.replace(target)  # readers see the old picture or the new one
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written ({error.strerror})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not the metrics of a run ({type(error).__name__}: {error})") from None
     return target
 
 
-def _series(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[float]]:
+def draw_if_possible(out_dir: str | Path) -> str:
+    """`draw` for the end of a run, which no failure of it may change: where the picture is, or why there is none."""
+    try:
+        return f"its picture in {draw(out_dir)}"
+    except Exception as error:  # whatever matplotlib, its settings or the disk raise
+        return f"no picture: {error}"
+
+
+def make_figure(rows: Rows, title: str) -> Any:
+    """The figure as a matplotlib object. Raises KeyError, TypeError or ValueError for rows that are not a run's."""
+    from matplotlib import rc_context  # not pyplot, which would load the backend that MPLBACKEND names
+    from matplotlib.figure import Figure
+
+    names = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
+    learned = {name: column for name in names if (column := f"h_{name.removesuffix('_learned')}") in rows[0]}
+    values = [name for name in learned if name != "lr_learned"]
+    panels = [lambda axes: _draw_loss(axes, rows)]
+    if values:
+        panels.append(lambda axes: _draw_values(axes, rows, values))
+    if "lr_learned" in learned:
+        panels.append(lambda axes: _draw_rate(axes, rows))
+    if learned:
+        panels.append(lambda axes: _draw_gradients(axes, rows, learned))
+    fixed = {name: series(rows, name)[1][-1:] for name in names if name not in learned}
+    constants = ", ".join(f"{SYMBOLS.get(name, name)} = {end[0]:.4g}" for name, end in fixed.items() if end)
+    with rc_context(RC):  # type: ignore[arg-type]
+        figure = Figure(figsize=(8, 0.5 + 3 * len(panels)), layout="constrained")
+        all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for panel, axes in zip(panels, all_axes, strict=True):
+            panel(axes)
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=2)
+        all_axes[-1].set_xlabel("step")
+        figure.suptitle(title + (f"\nfixed: {constants}" if constants else ""), x=0.01, ha="left", color="0.4")
+    return figure
+
+
+def series(rows: Rows, column: str) -> tuple[list[int], list[float]]:
     """Steps and values where the column was measured."""
     measured = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
     return [step for step, _ in measured], [value for _, value in measured]
 
 
-def _line(axes: Any, rows: list[dict[str, str]], column: str, coefficient: str, **style: Any) -> None:
-    axes.plot(*_series(rows, column), label=SYMBOLS.get(coefficient, coefficient), **style)
-
-
-def _draw_loss(axes: Any, rows: list[dict[str, str]]) -> None:
-    steps, train = _series(rows, "train_loss")
+def _draw_loss(axes: Any, rows: Rows) -> None:
+    steps, train = series(rows, "train_loss")
     axes.plot(steps, train, color="0.75", linewidth=0.8, label="train, one batch")
     if len(train) >= 20:
         width = max(2, len(train) // 40)  # rows in the moving mean
         smooth = [sum(train[i - width : i]) / width for i in range(width, len(train) + 1)]
         axes.plot(steps[width - 1 :], smooth, color="0.35", linewidth=1.4, label=f"train, mean of {width} rows")
-    axes.plot(*_series(rows, "val_loss"), color="#0072B2", marker="o", markersize=3.5, label="validation")
+    axes.plot(*series(rows, "val_loss"), color="#0072B2", marker="o", markersize=3.5, label="validation")
     axes.set(title="Loss (nats per token)")
-    axes.legend(frameon=False)
+
+
+def stretched(x: np.ndarray) -> np.ndarray:
+    """A scale for [0, 1], logarithmic in the distances from 0 and 1 down to FLOOR: 0.99 and 0.999 are far apart."""
+    x = np.clip(x, 0, 1)
+    return np.log10((x + FLOOR) / (1 - x + FLOOR))
+
+
+def unstretched(y: np.ndarray) -> np.ndarray:
+    """The inverse of `stretched`."""
+    return (10.0**y * (1 + FLOOR) - FLOOR) / (1 + 10.0**y)
+
+
+def _draw_values(axes: Any, rows: Rows, names: list[str]) -> None:
+    within = True
+    for i, name in enumerate(names):  # ever thinner, so that equal ones are visible beneath each other
+        steps, values = series(rows, name)
+        within = within and all(0 <= value <= 1 for value in values)
+        change = f" {values[0]:.4g} → {values[-1]:.4g}" if values else ""
+        style = {"linewidth": 3.2 - 0.3 * i, "clip_on": False}
+        axes.plot(steps, values, label=SYMBOLS.get(name, name) + change, color=_color(name, i), **style)
+    if within:
+        axes.set_yscale("function", functions=(stretched, unstretched))
+        axes.set_yticks(ticks := [0, 0.01, 0.1, 0.5, 0.9, 0.99, 1], [f"{tick:g}" for tick in ticks])
+        axes.set_ylim(0, 1)
+    axes.set(title="Learned coefficients (scale stretched near 0 and 1)" if within else "Learned coefficients")
+
+
+def _draw_rate(axes: Any, rows: Rows) -> None:
+    axes.plot(*series(rows, "lr"), color="0.6", linestyle="--", label="schedule")
+    axes.plot(*series(rows, "lr_learned"), color="#000000", label="learned")
+    axes.set(title="Learning rate", yscale="log")
+
+
+def _draw_gradients(axes: Any, rows: Rows, learned: dict[str, str]) -> None:
+    style = {"linestyle": "", "marker": ".", "markersize": 4, "alpha": 0.7}
+    sizes = []
+    for i, (name, column) in enumerate(learned.items()):
+        steps, values = series(rows, column)
+        sizes += [abs(value) for value in values if value]
+        axes.plot(steps, values, label=SYMBOLS.get(name, name), color=_color(name, i), **style)
+    if sizes:  # linear around zero, logarithmic above the lower quartile of the sizes
+        axes.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(sorted(sizes)[len(sizes) // 4])))
+    axes.set(title="Hypergradients before momentum (a negative one raises its coefficient)")
+
+
+def _color(name: str, i: int) -> str:
+    return COEFFICIENTS.get(name, "#000000" if name == "lr_learned" else f"C{i}")

@@ -1,23 +1,25 @@
 """GPT-2 weights in Hugging Face's format, in and out: a folder with config.json and model.safetensors.
 
-The same weights under almost the same names. What differs there: the matrices of a block are `Conv1D`s and lie
-transposed, (in, out); biases always exist; the vocabulary is not padded; the tied head is not stored. Released files
-leave out the prefix `transformer.` and hold constant masks besides.
+The same weights under the same names, with these differences: the matrices of a block are transposed, (in, out); biases
+always exist; the vocabulary is not padded; the tied head is not stored. Released files leave out the prefix
+`transformer.` and contain constant masks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from data import DataError
 from data.download import mirrored
@@ -31,9 +33,10 @@ RELEASED = {  # OpenAI's own, in the repositories openai-community/NAME, at thes
     "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",  # 774M
     "gpt2-xl": "15ea56dee5df4983c59b2538573817e1667135e2",  # 1.5B
 }
+WEIGHTS = "model.safetensors"
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # of old versions; no weights
-SETTINGS: dict[str, Any] = {  # what our GPT-2 is: another value would give other logits. Absent is the same.
+MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # stored by old versions; not weights
+SETTINGS: dict[str, Any] = {  # of the architecture of model.py; in a config.json, absent means this value
     "model_type": "gpt2",
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
@@ -59,18 +62,16 @@ def tensors_of(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "transformer.ln_f.bias", (C,)
 
 
-def save(model: GPT, folder: str | Path) -> bool:
-    """Write a model for transformers' GPT2LMHeadModel; whether GPT-2's tokenizer lies beside it (if that is its own).
+def save(model: GPT, folder: str | Path, overwrite: bool = False) -> bool:
+    """Write a model for transformers' GPT2LMHeadModel; with GPT-2's tokenizer, if that is its own: then returns True.
 
-    The padding rows of the embedding are cut off: there, nothing would keep them from taking probability. Biases that
-    the model does not have are written as zeros. config.json comes last, so a folder that has one is complete.
+    The padding rows of the embedding are cut off: transformers would give them probability. Biases that the model does
+    not have are written as zeros. config.json is written last, so a folder that has one is complete.
 
     Raises:
-        CheckpointError: the folder holds a model already, or cannot be written.
+        CheckpointError: the folder holds a file of these names already (unless `overwrite`), or cannot be written.
     """
     folder, config = Path(folder), model.config
-    if (folder / "config.json").exists():
-        raise CheckpointError(f"{folder} holds a model already: choose another folder, or delete its config.json")
     own = model.state_dict()
     tensors = {}
     for name, shape in tensors_of(config):
@@ -89,20 +90,23 @@ def save(model: GPT, folder: str | Path) -> bool:
         "nanomada": {"bias": config.bias, "vocab_multiple": config.vocab_multiple},  # so that `load` gives this model
     }  # fmt: skip
     try:
+        files = _tokenizer_files(config.block_size) if text else {}
+    except DataError:  # not available on this machine; the weights are what matters
+        files = {}
+    written = [*files, "config.json"]
+    partial = folder / f".model.{os.getpid()}.partial"
+    try:
+        if there := [name for name in (WEIGHTS, *written) if (folder / name).exists() and not overwrite]:
+            raise CheckpointError(f"{folder / there[0]} exists already: choose another folder, or overwrite it with "
+                                  "--force")
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".model.{os.getpid()}.partial"
         try:
             save_file(tensors, partial, metadata={"format": "pt"})
-            os.replace(partial, folder / "model.safetensors")
+            os.replace(partial, folder / WEIGHTS)
         finally:
             partial.unlink(missing_ok=True)
-        try:
-            files = _tokenizer_files(config.block_size) if text else {}
-        except DataError:  # not to be had on this machine; the weights are what counts
-            files = {}
-        for name, content in files.items():
+        for name, content in (files | {"config.json": (json.dumps(facts, indent=2) + "\n").encode()}).items():
             (folder / name).write_bytes(content)
-        (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be written ({error})") from None
     return bool(files)
@@ -115,65 +119,64 @@ def load(
 
     Args:
         vocab_multiple: rows of the embedding are padded with zeros to a multiple of this; None: as it was saved.
-        block_size: of the positions only these first ones are kept; None: all.
+        block_size: positions to keep, the first ones; None: all.
 
     Raises:
-        CheckpointError: as `describe`; a file that is missing, truncated or no safetensors; a tensor that is missing,
-            too many, or of another shape.
+        CheckpointError: as `describe`; a file that is missing, truncated or not safetensors; a tensor that is missing,
+            unknown, or of another shape.
     """
     folder = find(name)
-    stored_config = _config(folder)
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has a config.json but no model.safetensors: copy that file there as well")
+    stored, path = _config(folder), _weights_file(folder)
+    config = dataclasses.replace(describe(folder, block_size), dropout=dropout,
+                                 vocab_multiple=vocab_multiple or stored.vocab_multiple)
     try:
-        with safe_open(path, "pt") as file:
-            keys = {
-                key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}": key
-                for key in file.keys() if not MASKS.fullmatch(key)  # noqa: SIM118 (no dict, and not iterable)
-            }  # fmt: skip
-            expected = dict(tensors_of(stored_config))
-            if missing := [name for name in expected if name not in keys]:
-                raise CheckpointError(f"{path} lacks {_some(missing)}, which config.json calls for")
-            if unknown := [name for name in keys if name not in expected and name != "lm_head.weight"]:
-                raise CheckpointError(f"{path} holds {_some(unknown)}, which a GPT-2 does not have")
-            for name, shape in expected.items():
-                found = file.get_slice(keys[name])
-                if tuple(found.get_shape()) != shape:
-                    raise CheckpointError(f"{path}: {name} has shape {tuple(found.get_shape())}, config.json calls for "
-                                          f"{shape}")
-                if found.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    raise CheckpointError(f"{path}: {name} holds {found.get_dtype()}, not numbers in floating point")
-            embedding = file.get_tensor(keys["transformer.wte.weight"])
-            if "lm_head.weight" in keys and not torch.equal(file.get_tensor("lm_head.weight"), embedding):
-                raise CheckpointError(f"{path}: lm_head.weight is not the token embedding, but GPT-2 ties the two")
-
-            config = dataclasses.replace(describe(folder, block_size), dropout=dropout,
-                                         vocab_multiple=vocab_multiple or stored_config.vocab_multiple)
-            with torch.device("meta"):  # nothing is drawn only to be overwritten
-                model = GPT(config)
-            model.to_empty(device="cpu")
-            model.lm_head.weight = model.transformer["wte"].weight  # type: ignore[assignment]  # to_empty unties them
-            own = model.state_dict()
-            for name in expected:  # one at a time: the file is as large as the model
-                tensor = file.get_tensor(keys[name])
-                if name not in own:
-                    if tensor.any():
-                        raise CheckpointError(f"{path}: {name} is not zero, but config.json says that there are no "
-                                              "biases")
-                elif name.endswith(TRANSPOSED):
-                    own[name].copy_(tensor.T)
-                else:
-                    n = min(len(tensor), len(own[name]))  # tokens without the padding; positions up to block_size
-                    own[name][:n].copy_(tensor[:n])
-            own["transformer.wte.weight"][config.vocab_size :] = 0  # padding
+        tensors = {key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}": tensor
+                   for key, tensor in load_file(path).items() if not MASKS.fullmatch(key)}  # fmt: skip
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): get it again") from None
+        raise CheckpointError(f"{path} is truncated, unreadable or not a safetensors file ({error})") from None
+    if missing := next((name for name, _ in tensors_of(stored) if name not in tensors), None):
+        raise CheckpointError(f"{path} lacks {missing}, which config.json calls for")
+    head, embedding = tensors.pop("lm_head.weight", None), tensors["transformer.wte.weight"]
+    if head is not None and not torch.equal(head, embedding):
+        raise CheckpointError(f"{path}: lm_head.weight is not the token embedding, but GPT-2 ties the two")
+    with torch.device("meta"):  # skips the random initialization
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    model.lm_head.weight = model.transformer["wte"].weight  # type: ignore[assignment]  # to_empty unties them
+    own = model.state_dict()
+    own["transformer.wte.weight"][config.vocab_size :] = 0  # padding
+    for name, shape in tensors_of(stored):
+        tensor = tensors.pop(name)
+        if tensor.shape != shape or not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, config.json calls "
+                                  f"for floating-point numbers of shape {shape}")
+        if name in own:
+            tensor = tensor.T if name.endswith(TRANSPOSED) else tensor
+            n = min(len(tensor), len(own[name]))  # tokens without the padding; positions up to block_size
+            own[name][:n].copy_(tensor[:n])
+        elif tensor.any():
+            raise CheckpointError(f"{path}: {name} is not zero, but config.json says that there are no biases")
+    if tensors:
+        raise CheckpointError(f"{path} holds {_some([*tensors])}, which a GPT-2 does not have")
     return model
 
 
+def _weights_file(folder: Path) -> Path:
+    """model.safetensors of a folder that has a config.json. Raises CheckpointError, naming other forms of weights."""
+    path = folder / WEIGHTS
+    if os.path.lexists(path):
+        return path
+    others = sorted(found.name for found in folder.glob("*") if found.suffix in (".safetensors", ".bin"))
+    if not others:
+        raise CheckpointError(f"{folder} has a config.json but no {WEIGHTS}: copy that file there as well")
+    raise CheckpointError(
+        f"{folder} holds {_some(others)}, not {WEIGHTS} alone: write that with transformers, `python -c \"from "
+        f"transformers import GPT2LMHeadModel as M; M.from_pretrained('{folder}').save_pretrained('{folder}-one', "
+        f"max_shard_size='1TB')\"`, and name {folder}-one")
+
+
 def describe(name: str | Path, block_size: int | None = None) -> GPTConfig:
-    """The config of `find(name)`, from config.json alone; of its positions the first block_size, None: all.
+    """The config of `find(name)`, with the first block_size positions (None: all).
 
     Raises:
         CheckpointError: no such weights; another architecture; fewer positions than block_size.
@@ -186,36 +189,41 @@ def describe(name: str | Path, block_size: int | None = None) -> GPTConfig:
 
 
 def known(name: str) -> bool:
-    """Whether a name is that of released weights, of a folder in this format, or of one in DATA_MIRROR."""
+    """Whether `name` is that of released weights, or of a folder with config.json, here or in DATA_MIRROR."""
     return name in RELEASED or _folder(name) is not None
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a name: itself, that of DATA_MIRROR, or released weights, downloaded once into the hub's cache."""
+    """The folder of that name, here or in DATA_MIRROR, or that of released weights, downloaded into the hub's cache."""
     if folder := _folder(name):
         return folder
-    reason = "it is neither a folder with config.json nor one in DATA_MIRROR"
-    if name in RELEASED:
-        from huggingface_hub import hf_hub_download  # half a second that only this needs
+    repository = str(name) if "/" in str(name) else f"openai-community/{name}"  # OpenAI's have one-word names
+    reason, revision = "it is neither a folder with config.json nor one in DATA_MIRROR", RELEASED.get(str(name))
+    if revision:
+        from huggingface_hub import hf_hub_download  # half a second, only needed here
 
         try:
-            files = ("config.json", "model.safetensors")
-            paths = [hf_hub_download(f"openai-community/{name}", file, revision=RELEASED[str(name)]) for file in files]
+            paths = [hf_hub_download(repository, file, revision=revision) for file in ("config.json", WEIGHTS)]
             return Path(paths[0]).parent
-        except (OSError, ValueError) as error:  # its errors are of these kinds
+        except (OSError, ValueError) as error:  # the base classes of its errors
             reason = f"no folder of that name, none in DATA_MIRROR, and no download ({str(error).splitlines()[0]})"
-    repository = name if "/" in str(name) else f"openai-community/{name}"  # OpenAI's own have one-word names
-    revision = f" --revision {RELEASED[str(name)]}" if name in RELEASED else ""
     raise CheckpointError(
-        f"no weights {str(name)!r}: {reason}. For released ones,"
-        f" on a machine with internet: `hf download {repository} config.json model.safetensors{revision} --local-dir"
-        f" mirror/{name}`, and set DATA_MIRROR to that `mirror`"
-    )
+        f"no weights {str(name)!r}: {reason}. For released ones, on a machine with internet: `hf download {repository} "
+        f"config.json {WEIGHTS}{f' --revision {revision}' if revision else ''} --local-dir mirror/{name}`, and set "
+        "DATA_MIRROR to that `mirror`")
 
 
 def _folder(name: str | Path) -> Path | None:
-    places = (Path(name), mirrored(str(name)))
-    return next((folder for folder in places if folder and (folder / "config.json").is_file()), None)
+    """A folder of that name with a config.json; None where there is none. Raises CheckpointError: it cannot be read."""
+    try:
+        for folder in (Path(os.path.expanduser(name)), mirrored(str(name))):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if folder and stat.S_ISREG((folder / "config.json").stat().st_mode):
+                    return folder
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise CheckpointError(f"the weights {str(name)!r} cannot be read ({reason})") from None
+    return None
 
 
 def _config(folder: Path) -> GPTConfig:
@@ -223,14 +231,14 @@ def _config(folder: Path) -> GPTConfig:
     path = folder / "config.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        if {"config", "commit"} <= facts.keys():  # what record.py writes
+        if {"config", "commit"} <= facts.keys():  # written by train.py
             raise CheckpointError(f"{folder} is a run of train.py, not a folder in Hugging Face's format: name it with "
                                   f"--out_dir={folder} (train.py goes on with --init_from=resume, or from the path of "
                                   "one of its ckpt_*)")
         for key, value in SETTINGS.items():
             found = facts.get(key, value)
-            if key == "n_inner" and found == 4 * facts["n_embd"]:
-                found = None  # the same said otherwise
+            if (key, found) in (("activation_function", "gelu_pytorch_tanh"), ("n_inner", 4 * facts.get("n_embd", 0))):
+                continue  # other names of the same
             if found != value:
                 raise CheckpointError(f"{path}: {key} is {found!r}; only GPT-2 with {value!r} is known here")
         ours = facts.get("nanomada", {})
@@ -245,7 +253,7 @@ def _config(folder: Path) -> GPTConfig:
         raise
     except KeyError as error:
         raise CheckpointError(f"{path} has no entry {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is no description of a GPT-2 ({error})") from None
 
 
@@ -254,10 +262,10 @@ def _some(names: list[str]) -> str:
 
 
 def _tokenizer_files(block_size: int) -> dict[str, bytes]:
-    """GPT-2's tokenizer for transformers: the very files that tiktoken has in its cache, under other names."""
+    """GPT-2's tokenizer for transformers: the files of tiktoken's cache under other names. Raises DataError."""
     from tiktoken.load import read_file_cached
 
-    gpt2_encoding()  # downloads them where they are not cached, or says why not
+    gpt2_encoding()  # downloads what is not cached
     url = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": block_size, "add_prefix_space": False}
     ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")

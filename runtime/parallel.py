@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
@@ -16,7 +17,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from runtime.watchdog import Lost, Watch, store_of_torchrun
+from runtime import memory, signals
+from runtime.settings import ConfigError
+from runtime.watchdog import PeerLost, Watchdog, store_of_torchrun
 
 # Process groups that were left. They stay: were DistributedDataParallel's the last reference to one, it would be freed
 # with the interpreter locked, while its thread waits for that lock to free a tensor.
@@ -32,12 +35,12 @@ class World:
     device: torch.device  # of this process
     dtype: torch.dtype  # of matmuls; weights and everything that adds up stay float32
     sharded: bool = False  # each process has a part of the model only (FSDP2)
-    watch: Watch | None = None  # where there are several processes
+    watchdog: Watchdog | None = None  # where there are several processes
 
     def at(self, step: int | None = None) -> None:
-        """Tell the watch that this process goes on, and in which step (None: still the same)."""
-        if self.watch:
-            self.watch.at(step)
+        """Tell the watchdog that this process goes on, and in which step (None: still the same)."""
+        if self.watchdog:
+            self.watchdog.at(step)
 
     @property
     def card(self) -> str:
@@ -53,7 +56,8 @@ class World:
         if self.size == 1 or not re.search("gloo|NCCL|Connection (closed|reset)", text):
             return error
         reason = text.partition("]")[2].partition(". This is")[0].strip() or text.splitlines()[0]
-        return Lost(f"rank {self.rank} lost another process in step {self.watch.step if self.watch else 0} ({reason})")
+        step = self.watchdog.step if self.watchdog else 0
+        return PeerLost(f"rank {self.rank} lost another process in step {step} ({reason})")
 
     def move(self, x: torch.Tensor) -> torch.Tensor:
         """A batch on its way to the device, without waiting for it to arrive."""
@@ -70,6 +74,10 @@ class World:
         total, votes = both.tolist()
         return total, votes > 0
 
+    def number(self, x: float) -> torch.Tensor:
+        """x on the device."""
+        return torch.tensor(x, device=self.device)
+
     def any(self, asked: bool) -> bool:
         """Whether any of the processes says `asked`. Waits for the device."""
         return self.sum(torch.zeros((), device=self.device), asked)[1]
@@ -78,7 +86,7 @@ class World:
         """Whether all processes have this number; none goes on before all have come here."""
         return self.sum(torch.tensor(number, dtype=torch.float64, device=self.device))[0] == number * self.size
 
-    def spread(self, model: Any, compiled: bool) -> tuple[Any, Any]:
+    def parallelize(self, model: Any, compiled: bool) -> tuple[Any, Any]:
         """(the model as it runs on this process, the same with gradients that are the mean over all of them)."""
         if self.sharded:
             shard(model, self, compiled)
@@ -86,7 +94,7 @@ class World:
         net = torch.compile(model) if compiled else model
         return net, DistributedDataParallel(net) if self.size > 1 else net
 
-    def keeping(self, net: Any) -> AbstractContextManager[Any]:
+    def no_sync(self, net: Any) -> AbstractContextManager[Any]:
         """While the gradients of a micro-batch need not travel yet. Sharded ones must: no process has room for all."""
         return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
 
@@ -110,6 +118,28 @@ def shard(model: Any, world: World, compiled: bool) -> None:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
+
+
+@contextlib.contextmanager
+def session(cfg: Any) -> Iterator[World]:
+    """The processes of a training run, from `join` to `leave`, while signals mean what runtime/signals.py says.
+
+    Args:
+        cfg: has device, dtype, dist_timeout, parallel and batch_size.
+    Raises:
+        ConfigError: out of memory. PeerLost: another process is gone.
+    """
+    with signals.listening():
+        try:
+            world = join(cfg.device, cfg.dtype, cfg.dist_timeout, cfg.parallel == "fsdp")
+            try:
+                yield world
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(f"{str(error).partition('. GPU')[0]}: {memory.advice(cfg.batch_size)}") from None
+            except RuntimeError as error:
+                raise world.explain(error) from None
+        finally:
+            leave()
 
 
 def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
@@ -141,9 +171,20 @@ def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
         rank, size = dist.get_rank(), dist.get_world_size()
     fast = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
     low = dtype == "bfloat16" or (dtype == "auto" and fast)
-    watch = Watch(rank, size, timeout) if size > 1 else None
+    watchdog = Watchdog(rank, size, timeout) if size > 1 else None
     precision = torch.bfloat16 if low else torch.float32
-    return World(rank, size, torch.device(device), precision, sharded and size > 1, watch)
+    return World(rank, size, torch.device(device), precision, sharded and size > 1, watchdog)
+
+
+def problems(cfg: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong with `device` and the number of processes in a config, as `parse` wants it."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if cfg.gradient_accumulation_steps % processes:
+        yield "gradient_accumulation_steps", (
+            f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} counts the micro-batches of all processes "
+            f"together and is not divisible by the {processes} processes of this run"
+        )
+    yield from device_problems(cfg.device)
 
 
 def device_problems(device: str) -> Iterator[tuple[str, str]]:
@@ -168,7 +209,7 @@ def resolve(device: str) -> str:
 def leave() -> None:
     """The end of what `join` began."""
     for thread in threading.enumerate():
-        if isinstance(thread, Watch):
+        if isinstance(thread, Watchdog):
             thread.over.set()
             thread.join(2)  # not in the middle of a word to the store while Python shuts down
     if dist.is_initialized():
@@ -195,6 +236,19 @@ def end(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def compilation(asked: bool | None, device: torch.device) -> tuple[bool, bool | None, str | None]:
+    """(compile the model, compile the optimizer (None: if it is large enough), a line on why not although asked for).
+
+    Args:
+        asked: True for both, False for neither, None for the optimizer, and the model on a GPU.
+    """
+    problem = None if asked is False else compiler_problem(device)
+    if problem or asked is False:
+        line = f"torch.compile does not work here, the run goes on without it: {problem}" if problem else None
+        return False, False, line
+    return bool(asked) or device.type == "cuda", asked, None
 
 
 def compiler_problem(device: torch.device) -> str | None:

@@ -18,11 +18,13 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from model import peak_flops
 from runtime.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -68,31 +70,36 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 
-def final_coefficients(source: str, names: Collection[str], needed: Collection[str] = ()) -> dict[str, float]:
-    """Those of `names` that a finished run ended with, from its folder or from its record (experiments/records).
+def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
+    """The coefficients that a finished run ended with.
 
+    Args:
+        source: the run's folder, or its record (experiments/records).
+        names: those of the rule that is to start with them; it must be the run's own.
     Raises:
-        ConfigError: there is no such run or record, it is not finished, or it lacks one of the coefficients `needed`.
+        ConfigError: there is no such run or record, it is not finished, or it has other coefficients.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     try:
         about = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
         last = read_metrics(path / "metrics.csv")[-1] if path.is_dir() else about["final"]
         config = about.get("config", {})
-        optimizer = config.get("optimizer", "another rule")
         if path.is_dir() and int(last["step"]) != (steps := config["max_iters"]):
             raise ConfigError(f"coefficients_from={source!r} is at step {last['step']} of {steps}: let it finish")
-        found = {name: float(last[name]) for name in names if last.get(name) not in (None, "")}
+        found = {name: float(value) for name, value in last.items() if value not in (None, "")
+                 and name not in COLUMNS and "loss" not in name and not name.startswith(("h_", "lr"))}  # fmt: skip
     except ConfigError:
         raise
     except (OSError, IndexError, KeyError, TypeError, ValueError, AttributeError):
         raise ConfigError(f"coefficients_from={source!r} is neither the out_dir nor the record of a run") from None
-    if missing := [name for name in needed if name not in found]:
-        raise ConfigError(f"coefficients_from={source!r} has no {', '.join(missing)}: it is a run of {optimizer}")
+    if found.keys() != set(names):
+        rule = f" ({config['optimizer']})" if "optimizer" in config else ""
+        raise ConfigError(f"coefficients_from={source!r} is a run of another rule{rule}, of {', '.join(found) or 'no'} "
+                          f"coefficients, not {', '.join(names) or 'none'}")  # fmt: skip
     return found
 
 
-def claim(folder: str, keep: int | None) -> None:
+def prepare_out_dir(folder: str, keep: int | None) -> None:
     """Make a run's folder and see that it can be written; what the run does not go on from goes to FOLDER/previous-N.
 
     Args:
@@ -261,51 +268,109 @@ class Progress:
             self._bar.close()
 
 
+class Clock:
+    """Seconds that a run has taken, and its speed since the last row; validating and saving are no training speed."""
+
+    def __init__(self, seconds: float, step: int) -> None:
+        self._before, self._began = seconds, time.perf_counter()  # `seconds` of the processes before this one
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._since = step, time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._began
+
+    def steps_per_second(self, step: int) -> float:
+        """Since `restart`."""
+        return (step - self._step) / (time.perf_counter() - self._since)
+
+
 class Recorder:
-    """All of the above for one run: what the trainer talks to, on the first process only.
+    """All of the above for one run: what the trainer talks to. On other processes than the first it does nothing.
 
     Args:
         config: the resolved config, for config.json and for wandb.
-        optimizer: its `coefficients`, `hypergradients` and `grad_norm` are columns of every row.
-        resume_step: the step of the checkpoint that the run goes on from, None for a new run.
-        facts: whatever else config.json should say about the run.
+        model: a GPT, for its size and its FLOPs.
+        optimizer: its `coefficients`, `hypergradients` and `grad_norm` are columns of every row. A learned learning
+            rate is `lr_learned`; `lr` is the schedule's.
+        world: the processes and their device.
+        begin: where the run begins (a Start of runtime/start.py).
     """
 
-    def __init__(self, config: Mapping[str, Any], optimizer: Any, resume_step: int | None, **facts: Any) -> None:
-        out_dir = Path(config["out_dir"])
-        write_config(out_dir, config, **facts)
-        self._optimizer = optimizer
-        columns = [*COLUMNS, *optimizer.coefficients, *(f"h_{name}" for name in optimizer.hypergradients)]
+    def __init__(self, config: Mapping[str, Any], model: Any, optimizer: Any, world: Any, begin: Any) -> None:
+        self._active, self._optimizer = world.rank == 0, optimizer
+        if not self._active:
+            return
+        out_dir = self._out_dir = Path(config["out_dir"])
+        write_config(out_dir, config, processes=world.size, device=world.card, dtype=str(world.dtype),
+                     parameters=model.num_parameters(), skipped=begin.spikes.skipped)  # fmt: skip
+        resume_step = begin.step if begin.saved else None
+        sizes = ("gradient_accumulation_steps", "batch_size", "block_size")
+        self._tokens_per_step = math.prod(config[name] for name in sizes)
+        peak = peak_flops(world.device, world.dtype)
+        self._mfu_per_speed = model.flops_per_token() / (peak * world.size) if peak else None
+        columns = [*COLUMNS, *self._coefficients(), *(f"h_{name}" for name in optimizer.hypergradients)]
         self._metrics = MetricsFile(out_dir / "metrics.csv", columns, resume_step)
         self._wandb = Wandb(out_dir, config, resume_step is not None) if config["wandb_log"] else None
         self._progress = Progress(resume_step or 0, config["max_iters"])
-        self.step, self.say = self._progress.step, self._progress.say
 
-    def write(self, row: Row, shown: dict[str, str | None]) -> None:
-        """A row and the optimizer's part of it to every sink; `shown` is only shown (speed and the like)."""
-        coefficients, hypergradients = self._optimizer.coefficients, self._optimizer.hypergradients
+    def _coefficients(self) -> dict[str, float]:
+        return {"lr_learned" if k == "lr" else k: value for k, value in self._optimizer.coefficients.items()}
+
+    def step(self) -> None:
+        if self._active:
+            self._progress.step()
+
+    def say(self, line: str) -> None:
+        if self._active:
+            self._progress.say(line)
+
+    def write(self, step: int, train_loss: float, val_loss: float | None, lr: float, seconds: float,
+              steps_per_second: float) -> None:  # fmt: skip
+        """A row and the optimizer's part of it to every sink; at step 0 there is only a validation loss."""
+        if not self._active:
+            return
+        coefficients, hypergradients = self._coefficients(), self._optimizer.hypergradients
         norm = self._optimizer.grad_norm
-        row = {
-            **row,
-            "grad_norm": None if norm is None or not row["step"] else float(norm),
+        speed = steps_per_second * self._tokens_per_step  # tokens per second
+        row: Row = {
+            "step": step,
+            "tokens": step * self._tokens_per_step,
+            "seconds": round(seconds, 3),
+            "train_loss": train_loss if step else None,
+            "val_loss": val_loss,
+            "lr": lr if step else None,
+            "grad_norm": None if norm is None or not step else float(norm),
             **coefficients,
             **{f"h_{name}": None if math.isnan(value) else value for name, value in hypergradients.items()},
         }
         self._metrics.write(row)
         if self._wandb is not None:
             self._wandb.write(row)
-        losses = {"loss": row["train_loss"], "val": row["val_loss"]}
-        self._progress.show(
-            row,
-            {
-                **{name: None if loss is None else f"{loss:.4f}" for name, loss in losses.items()},
-                **shown,
-                **{name: f"{coefficients[name]:.3f}" for name in hypergradients},
-            },
-        )
+        shown = {"loss": row["train_loss"], "val": val_loss}
+        texts = {name: None if loss is None else f"{loss:.4f}" for name, loss in shown.items()}
+        texts["tok/s"] = f"{speed:,.0f}" if step else None
+        texts["MFU"] = f"{speed * self._mfu_per_speed:.1%}" if self._mfu_per_speed and step else None
+        learned = ["lr_learned" if name == "lr" else name for name in hypergradients]
+        self._progress.show(row, texts | {name: f"{coefficients[name]:#.4g}" for name in learned})
+
+    def finish(self, val_loss: float, entropy: float) -> None:
+        """The last line and the picture of a run that got to its end; `entropy` is the corpus's, of single tokens."""
+        if not self._active:
+            return
+        self.say(f"validation loss {val_loss:.4f} nats per token; unigram entropy of the corpus {entropy:.4f}")
+        self.close()
+        try:
+            from runtime.figure import draw  # matplotlib is a second of start-up that only the end needs
+
+            print(f"the run is in {self._out_dir}, its picture in {draw(self._out_dir)}")
+        except Exception as error:  # no picture is worth the exit code of a finished run
+            print(f"the run is in {self._out_dir}, no picture: {error}")
 
     def close(self) -> None:
-        self._metrics.close()
-        self._progress.close()
-        if self._wandb is not None:
-            self._wandb.close()
+        if self._active:
+            self._metrics.close()
+            self._progress.close()
+            if self._wandb is not None:
+                self._wandb.close()

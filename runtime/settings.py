@@ -7,7 +7,7 @@ literal or arithmetic on numbers, and `base = "other.py"` (beside the file) star
 says little more than what differs. Later settings win: base, file, next file, command line.
 
 A field is declared as `name: Annotated[type, "meaning (unit)"] = default`. Types: str, int, float, bool, Literal,
-dict[str, float], None and unions of these.
+dict[str, float], dict[str, Any], None and unions of these; Count, Natural and NonNegative have a least value.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import math
 import operator
+import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 OPERATORS: dict[type, Callable] = {
@@ -33,6 +36,18 @@ OPERATORS: dict[type, Callable] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
+LARGEST = 2**63  # integers stay below, in absolute value: that is what tensors hold
+
+
+class AtLeast(NamedTuple):
+    """In a field's annotation: its least value."""
+
+    low: int
+
+
+Count = Annotated[int, AtLeast(1)]
+Natural = Annotated[int, AtLeast(0)]
+NonNegative = Annotated[float, AtLeast(0)]
 
 
 class ConfigError(ValueError):
@@ -43,8 +58,29 @@ class HelpRequested(Exception):
     """--help was given; the text is the message."""
 
 
+class Setting(NamedTuple):
+    """One `name = value` of a config file, or one --name=value."""
+
+    where: str  # "config/a.py:12", or the argument
+    key: str  # a field, or FIELD.ENTRY for one entry of a dict
+    value: Any
+    layer: str = ""  # the file that says it, "" for the command line
+
+
+class Adapted(NamedTuple):
+    """What the owner of some settings makes of all of them (see `parse`)."""
+
+    settings: list[Setting]
+    names: Iterable[str] = ()  # that may be written as if they were fields, to suggest for a misspelt one
+    errors: Iterable[str] = ()
+    notes: Iterable[str] = ()  # lines for the user who makes no mistake
+
+
 def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple[str, str]]], program: str) -> T:
     """Fill the dataclass `cls` from argv, the arguments of `program`.
+
+    A static method `cls.adapt`, if there is one, sees all settings in their order before they take effect, and may
+    rename, drop or add some (see `Adapted`); `cls.more_help()` is what --help shows below the fields.
 
     Args:
         check: yields (names of the fields concerned, separated by spaces; what is wrong with them). A complaint about
@@ -55,19 +91,62 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
     """
     arguments = list(argv)
     annotations = typing.get_type_hints(cls, include_extras=True)
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     errors: list[str] = []
-    bad: set[str] = set()
-    values: dict[str, Any] = {}
+    adapted = getattr(cls, "adapt", Adapted)(list(_settings(arguments, annotations, errors)))
+    errors += adapted.errors
+    values, bad = _values(adapted, annotations, cls, errors)
+    config = cls(**values)
+    if "--help" in arguments or "-h" in arguments:
+        raise HelpRequested(_help(config, annotations, program) + getattr(cls, "more_help", str)())
+    for name, annotation in annotations.items():
+        value, low = getattr(config, name), _least(annotation)
+        if low is not None and value is not None and value < low and name not in bad:
+            errors.append(f"{name}={value} must be {low} or more")
+            bad.add(name)
+    for names, message in check(config):
+        if not bad & set(names.split()):
+            errors.append(message)
+    if errors:
+        raise ConfigError("\n".join(errors))
+    if os.environ.get("RANK", "0") == "0":
+        for note in adapted.notes:
+            print(f"{program}: {note}", file=sys.stderr)
+    return config
 
-    for where, key, value in _settings(arguments, annotations, errors):
+
+def read_files(paths: Iterable[str | Path], overrides: dict[str, Any] | None = None,
+               adapt: Callable[[list[Setting]], Adapted] = Adapted) -> dict[str, Any]:  # fmt: skip
+    """{name: value} of what config files, their bases and then `overrides` say, as `parse` would take them.
+
+    Raises ConfigError.
+    """
+    errors: list[str] = []
+    settings = [setting for path in paths for setting in _file_settings(Path(path), errors, ())]
+    settings += [Setting(f"--{key}={value}", key, value) for key, value in (overrides or {}).items()]
+    adapted = adapt(settings)
+    if errors := [*errors, *adapted.errors]:
+        raise ConfigError("\n".join(errors))
+    said: dict[str, Any] = {}
+    for _, key, value, _ in adapted.settings:
+        name, _, entry = key.partition(".")
+        said[name] = {**said.get(name, {}), entry: value} if entry else value
+    return said
+
+
+def _values(adapted: Adapted, annotations: dict[str, Any], cls: Any, errors: list[str]) -> tuple[dict, set[str]]:
+    """({field: value} of the settings, fields whose value is wrong); what is wrong is added to `errors`."""
+    defaults = {field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+                for field in dataclasses.fields(cls)}  # fmt: skip
+    values: dict[str, Any] = {}
+    bad: set[str] = set()
+    for where, key, value, _ in adapted.settings:
         name, _, entry = key.partition(".")
         if name not in annotations:
-            errors.append(f"{where}: unknown key {name!r}{_nearest(name, annotations)}")
+            errors.append(f"{where}: unknown key {name!r}{nearest(name, [*annotations, *adapted.names])}")
             continue
         if entry:  # --hyper_lr.beta1=1e-3 changes one entry of a dict
             known = values.get(name, defaults[name])
-            if not isinstance(known, dict) and any(typing.get_origin(t) is dict for t in _choices(annotations[name])):
+            if not isinstance(known, dict) and _is_dict(annotations[name]):
                 errors.append(
                     f"{where}: {name} is {known!r} here and has no entries: write the whole dict, "
                     f"--{name}={{{entry!r}: {value!r}}}"
@@ -78,56 +157,40 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
         try:
             values[name] = _typed(value, annotations[name])
         except TypeError as error:
-            errors.append(f"{where}: {name} must be {error}, not {value!r}")
+            errors.append(f"{where}: {name} must be {error}, not {_short(value)}")
             bad.add(name)
-
-    config = cls(**values)
-    if "--help" in arguments or "-h" in arguments:
-        raise HelpRequested(_help(config, annotations, program))
-    for names, message in check(config):
-        if not bad & set(names.split()):
-            errors.append(message)
-    if errors:
-        raise ConfigError("\n".join(errors))
-    return config
+    return values, bad
 
 
-def read_files(paths: Iterable[str | Path]) -> dict[str, Any]:
-    """{name: value} of what config files and their bases say, a later one winning. Raises ConfigError."""
-    errors: list[str] = []
-    said = {key: value for path in paths for _, key, value in _file_settings(Path(path), errors, ())}
-    if errors:
-        raise ConfigError("\n".join(errors))
-    return said
-
-
-def _settings(arguments: list[str], annotations: dict, errors: list[str]) -> Iterable[tuple[str, str, Any]]:
-    """(where it was said, key, value) of every setting, in the order in which they take effect."""
+def _settings(arguments: list[str], annotations: dict, errors: list[str]) -> Iterable[Setting]:
+    """Every setting, in the order in which they take effect."""
     for argument in arguments:
         if not argument.startswith("-"):
-            yield from _file_settings(Path(argument), errors, ())
+            yield from _file_settings(Path(argument).expanduser(), errors, ())
     for argument in arguments:
         if argument in ("--help", "-h") or not argument.startswith("-"):
             continue
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals:
-            yield argument, key, _from_text(text, annotations.get(key))
+            yield Setting(argument, key, _from_text(text, annotations.get(key)))
         elif argument.startswith("--") and key in annotations and bool in _alternatives(annotations[key]):
-            yield argument, key, True
+            yield Setting(argument, key, True)
         else:
             errors.append(f"{argument}: write --key=value")
 
 
-def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Iterable[tuple[str, str, Any]]:
+def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Iterable[Setting]:
     if path in seen:
         errors.append(f"{path}: its base leads back to itself")
         return
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError(0, "it is no file")
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except OSError as error:
         errors.append(f"{path}: cannot be read ({error.strerror})")
         return
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         errors.append(f"{path}: cannot be parsed ({error})")
         return
     settings = []
@@ -140,16 +203,16 @@ def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Ite
             continue
         key = node.targets[0].id
         try:
-            settings.append((where, key, _evaluate(node.value)))
-        except (ValueError, ArithmeticError) as error:
+            settings.append(Setting(where, key, _evaluate(node.value), str(path)))
+        except (ValueError, ArithmeticError, RecursionError) as error:
             errors.append(f"{where}: {key} must be a literal or arithmetic on numbers ({error})")
-    for where, key, value in settings:
+    for where, key, value, _ in settings:
         if key == "base":
             if isinstance(value, str):
                 yield from _file_settings(path.parent / value, errors, (*seen, path))
             else:
                 errors.append(f"{where}: base must be the name of a config file, not {value!r}")
-    yield from (setting for setting in settings if setting[1] != "base")
+    yield from (setting for setting in settings if setting.key != "base")
 
 
 def _evaluate(node: ast.expr) -> Any:
@@ -160,9 +223,14 @@ def _evaluate(node: ast.expr) -> Any:
         if all(isinstance(number, int | float) for number in numbers):
             if isinstance(node.op, ast.Pow) and abs(numbers[1]) > 1000:
                 raise ValueError(f"the power {numbers[1]} is too large")
-            return OPERATORS[type(node.op)](*numbers)
+            result = OPERATORS[type(node.op)](*numbers)
+            if isinstance(result, complex) or abs(result) >= 10**400:  # of no use, and powers of it take for ever
+                raise ValueError(f"`{ast.unparse(node)[:40]}` is too large, or no real number")
+            return result
     elif isinstance(node, ast.Dict) and None not in node.keys:
         return {_evaluate(key): _evaluate(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+    elif isinstance(node, ast.Tuple):
+        return tuple(map(_evaluate, node.elts))
     elif isinstance(node, ast.Constant):
         return node.value
     raise ValueError(f"`{ast.unparse(node)}` is neither")
@@ -176,14 +244,30 @@ def _from_text(text: str, annotation: Any) -> Any:
         return text == "true"
     try:
         return _evaluate(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, ArithmeticError):
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return text  # its type is wrong, and the message shows it
 
 
+def _bare(annotation: Any) -> Any:
+    """The type inside Annotated[type, ...]."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
 def _alternatives(annotation: Any) -> tuple:
-    """The members of a union without its Annotated coat: (float, NoneType) for Annotated[float | None, "..."]."""
-    inner = typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
-    return typing.get_args(inner) if isinstance(inner, types.UnionType) else (inner,)
+    """The members of a union without Annotated: (float, NoneType) for Annotated[float | None, "..."]."""
+    inner = _bare(annotation)
+    union = typing.get_origin(inner) in (types.UnionType, typing.Union)
+    return tuple(map(_bare, typing.get_args(inner))) if union else (inner,)
+
+
+def _least(annotation: Any) -> int | None:
+    """The least value that an annotation allows, None if it says none."""
+    of_union = [extra for t in typing.get_args(_bare(annotation)) for extra in getattr(t, "__metadata__", ())]
+    return next((extra.low for extra in (*annotation.__metadata__, *of_union) if isinstance(extra, AtLeast)), None)
+
+
+def _is_dict(annotation: Any) -> bool:
+    return any(typing.get_origin(t) is dict for t in _alternatives(annotation))
 
 
 def _choices(annotation: Any) -> list:
@@ -196,26 +280,46 @@ def _typed(value: Any, annotation: Any) -> Any:
     """`value` as the annotation has it (an int may stand for a float); TypeError saying what is allowed."""
     for choice in _choices(annotation):
         if choice is float and type(value) in (int, float):
-            return float(value)
+            return _finite(value)
         if typing.get_origin(choice) is dict and isinstance(value, dict):
+            if all(isinstance(key, str) for key in value) and typing.get_args(choice)[1] is Any:
+                return {key: _finite(v) if type(v) is float else v for key, v in value.items()}
             if all(isinstance(key, str) and type(number) in (int, float) for key, number in value.items()):
-                return {key: float(number) for key, number in value.items()}
+                return {key: _finite(number) for key, number in value.items()}
         elif (isinstance(choice, type) and type(value) is choice) or (isinstance(choice, str) and value == choice):
+            if type(value) is int and abs(value) >= LARGEST:
+                raise TypeError(f"a whole number below 2**63 = {LARGEST}")
             return value
     raise TypeError(_expected(annotation))
+
+
+def _finite(number: float) -> float:
+    try:
+        if math.isfinite(number := float(number)):
+            return number
+    except OverflowError:
+        pass
+    raise TypeError("a finite number")
 
 
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
 
 
 def _expected(annotation: Any) -> str:
-    words = [NAMES.get(c) or (repr(c) if isinstance(c, str) else "a dict of numbers") for c in _choices(annotation)]
+    words = [NAMES.get(c) or (repr(c) if isinstance(c, str) else "a dict" if Any in typing.get_args(c) else
+                              "a dict of numbers") for c in _choices(annotation)]  # fmt: skip
     return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**400 else "a number of 400 digits or more"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def nearest(name: str, names: Iterable[str], otherwise: str = " (--help lists all)") -> str:
+    """", did you mean ...?" to end a message about an unknown name; `otherwise` where none is near."""
     near = difflib.get_close_matches(name, list(names), n=1)
-    return f", did you mean {near[0]!r}?" if near else " (--help lists all)"
+    return f", did you mean {near[0]!r}?" if near else otherwise
 
 
 def _help(config: Any, annotations: dict, program: str) -> str:
@@ -229,5 +333,6 @@ def _help(config: Any, annotations: dict, program: str) -> str:
     ]
     for name, annotation in annotations.items():
         lines.append(f"  --{name}={getattr(config, name)!r}")
-        lines.append(f"        {typing.get_args(annotation)[1]}; {_expected(annotation)}")
+        meaning = next(extra for extra in annotation.__metadata__ if isinstance(extra, str))
+        lines.append(f"        {meaning}; {_expected(annotation)}")
     return "\n".join(lines)

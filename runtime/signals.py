@@ -12,6 +12,8 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from runtime.watchdog import GO_ON
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _asked = False
 _at_boundaries = False
@@ -51,4 +53,4 @@ def _handle(number: int, _frame: Any) -> None:
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the system answers a second one, whatever Python is waiting for
     if not _at_boundaries:
-        raise Stopped("before its first step, with nothing new to save")
+        raise Stopped(f"before its first step, with nothing new to save; {GO_ON}")

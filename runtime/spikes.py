@@ -1,27 +1,48 @@
-"""Loss spikes: when a loss counts as one, and which batches a run leaves out after it went back before one."""
+"""Loss spikes: when a loss counts as one, and which batches a run skips after it went back to before one."""
 
 from __future__ import annotations
 
 import math
 import statistics
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from runtime.checkpoint import Checkpoint, last_of
+from runtime.checkpoint import Checkpoint, find, last_of
+from runtime.watchdog import GO_ON
 
 WINDOW = 100  # rows that a loss is compared with, once there are LEAST of them
 LEAST = 20
-RETURNS = 3  # to the same checkpoint; a spike that comes again after as many other batches is not their fault
+RETURNS = 3  # to the same checkpoint; a spike that comes again after so many other batches is not their fault
+DIVERGED, STOPPED = 3, 130  # exit codes
 
 
-class Diverged(Exception):
-    """The gradients stayed infinite or NaN, and the run stopped before they reached the weights; or the loss spiked."""
+@dataclass(frozen=True)
+class Stop:
+    """A run ends before its last step."""
+
+    exit_code: int
+    why: str
+
+    def say(self, program: str, rank: int) -> int:
+        """Print why, once for all processes; return the exit code."""
+        if rank == 0:
+            print(f"{program}: {self.why}", file=sys.stderr)
+        return self.exit_code
 
 
-class GoBack(Exception):
-    """The run goes back `to` a checkpoint and on from there without the batches since."""
+def stopped(step: int) -> Stop:
+    """A signal asked the run to leave, and it saved this step."""
+    return Stop(STOPPED, f"stopped after step {step}; {GO_ON}")
 
-    def __init__(self, to: Checkpoint, skipped: list[tuple[int, int]]) -> None:
-        self.to, self.skipped = to, skipped
+
+@dataclass(frozen=True)
+class Rollback:
+    """The run goes back to a checkpoint and on from there without the batches since."""
+
+    to: Checkpoint
+    skipped: list[tuple[int, int]]  # as in Spikes
 
 
 @dataclass
@@ -30,7 +51,7 @@ class Spikes:
 
     A spike is a training loss above the mean of the WINDOW rows before it by more than `deviations` of their standard
     deviations (OLMo 2's spike score, arXiv 2501.00656, counts those above 7, of the last 1000 steps). A loss that is
-    not finite is none: its step was refused already.
+    not finite is none: its step was skipped already.
     """
 
     recent: list[float] = field(default_factory=list)  # training losses of the last rows, WINDOW at most
@@ -52,17 +73,37 @@ class Spikes:
         self.recent = [*self.recent, loss][-WINDOW:]
         return words
 
-    def answer(self, on_spike: str, step: int, found: list[Checkpoint]) -> Diverged | GoBack | None:
-        """What a run raises at the step of a spike.
+    def judge(self, step: int, loss: float, skipped_steps: int, cfg: Any, say: Callable[[str], None]
+              ) -> Stop | Rollback | None:  # fmt: skip
+        """Why a run must not go on after a step, if so: too many steps without a finite gradient, or a loss spike.
 
-        Only the checkpoint of a validation is gone back to: its loss was looked at, and it is there whether or not
+        Args:
+            loss: the training loss of the step; step 0 has none.
+            skipped_steps: steps in a row that changed nothing, their gradient not being finite.
+            cfg: has out_dir, max_skipped, spike_deviations, on_spike.
+            say: takes a line for the user.
+        """
+        if skipped_steps >= cfg.max_skipped:
+            newest = last_of(find(cfg.out_dir), "there")
+            return Stop(DIVERGED, f"step {step}: no finite gradient for {skipped_steps} steps; weights and "
+                                  f"coefficients are as before them, {newest}: lower the learning rate")  # fmt: skip
+        if step and (words := self.add(loss, cfg.spike_deviations)):
+            say(f"step {step}: a loss spike: {words}")
+            return self.answer(cfg.on_spike, step, find(cfg.out_dir))
+        return None
+
+    def answer(self, on_spike: str, step: int, found: list[Checkpoint]) -> Stop | Rollback | None:
+        """What a run does after a spike at this step, given its checkpoints; None: it goes on.
+
+        It goes back to the checkpoint of a validation only: its loss was looked at, and it is there whether or not
         signals made the run save at other steps too.
         """
         good = [checkpoint for checkpoint in found if checkpoint.val_loss is not None and checkpoint.step < step]
         returns = sum(after == good[-1].step for after, _ in self.skipped) if good else 0
         if on_spike == "stop" or (on_spike == "skip" and returns == RETURNS):
             again = f" again, after {RETURNS} times with other batches" if on_spike == "skip" else ""
-            return Diverged(f"step {step}: a loss spike{again}; {last_of(good, 'before it')}: lower the learning rate")
+            return Stop(DIVERGED, f"step {step}: a loss spike{again}; {last_of(good, 'before it')}: lower the learning "
+                                  "rate")  # fmt: skip
         if on_spike == "skip" and good:
-            return GoBack(good[-1], [*self.skipped, (good[-1].step, step - good[-1].step)])
+            return Rollback(good[-1], [*self.skipped, (good[-1].step, step - good[-1].step)])
         return None

@@ -19,11 +19,11 @@ GO_ON = "--init_from=auto goes on from the newest checkpoint"
 LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, os))
 
 
-class Lost(Exception):
+class PeerLost(Exception):
     """Another process of the run is gone."""
 
 
-class Watch(threading.Thread):
+class Watchdog(threading.Thread):
     """Ends a process that has not gone on for `timeout` seconds, with a line on where each process is.
 
     Whatever a process hangs in, its watch tells the others of its place, through the store in which torchrun made them

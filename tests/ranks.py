@@ -22,14 +22,14 @@ torch.set_num_threads(1)
 sys.modules["runtime.figure"] = None  # type: ignore[assignment]  # a second of matplotlib a run
 
 
-def work(rank: int, job: dict, record: Path, build=train.build_optimizer) -> int:
+def work(rank: int, job: dict, record: Path, build=train.optimizers.build) -> int:
     built = []
 
     def keep(*args, **kwargs):
         built.append(build(*args, **kwargs))
         return built[-1]
 
-    train.build_optimizer = keep
+    train.optimizers.build = keep
     exec(job.get("patch", ""), {"rank": rank})
     code = train.main(job["argv"])
     if code == 0:

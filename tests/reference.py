@@ -1,16 +1,14 @@
-"""Section 3 of the design, out of place and by plain autograd: the measure of optim/, sharing nothing with it.
+"""The update rules written from the papers' formulas, sharing nothing with optim/: what its rules are measured by.
 
-A rule here is a function (q, s, g, t) -> (direction, new state) of dicts of tensors, written from the design's formulas
-and not from optim/. `Reference` keeps, for each parameter, what made its current value (x, state, gradient, step,
-learning rate, decay), rebuilds that value from the coefficients as a graph, and differentiates the real loss through
-it.
+A formula is a function (q, s, g, t) -> (direction, new state) of dicts of tensors. optim/reference.py runs it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+
+from optim import RuleOptimizer
 
 
 def mada(q, s, g, t, *, largest: bool = False):
@@ -62,68 +60,18 @@ RULES: dict[str, Callable] = {
     "mada": mada,
     "madamax": partial(mada, largest=True),
 }
-UNIT = {"rho": (0.0, 1.0), "c": (0.0, 1.0), "gamma": (0.0, 1.0)}
-BOXES = {"beta1": (0.01, 0.99), "beta2": (0.501, 0.99), "beta3": (0.0, 0.99), "lr": (0.0, float("inf")), **UNIT}
 
 
-class Reference:
-    """Runs `rule` from the values `xs`, with the coefficients and constants q, learning those that hyper_lr names."""
+def oracle(rule: type[RuleOptimizer], formula: Callable | None = None) -> type[RuleOptimizer]:
+    """The rule with its `advance` computed by `formula`, or else by the one of RULES that has its name."""
+    formula = formula or RULES[rule.__name__.lower()]
+    names = {"vmax": "va"}  # of AMSGrad's state in the formula
 
-    def __init__(self, rule: Callable, xs: Sequence[Tensor], q: Mapping[str, float], *,
-                 hyper_lr: Mapping[str, float] = {}, hyper_momentum: Mapping[str, float] = {}, hyper_start: int = 0,
-                 hyper_clip: float = 10.0, order: str = "coefficients_first", max_grad_norm: float | None = None,
-                 boxes: Mapping[str, tuple[float, float]] = BOXES) -> None:  # fmt: skip
-        self.rule, self.order, self.max_grad_norm = rule, order, max_grad_norm
-        self.hyper_lr, self.hyper_momentum, self.boxes = hyper_lr, hyper_momentum, boxes
-        self.hyper_start, self.hyper_clip = hyper_start, hyper_clip
-        self.x = [x.detach().clone() for x in xs]
-        self.q = dict(q)  # q_t
-        self.made = dict(q)  # the coefficients that made x
-        self.lr0 = q.get("lr", 1.0)  # a learned learning rate multiplies the groups' by q["lr"] / lr0
-        self.momentum = dict.fromkeys(hyper_lr, 0.0)
-        self.h: dict[str, float] = {}  # hypergradients
-        self.steps = 0
-        self.s: list[dict[str, Tensor]] = [{} for _ in xs]
-        self.t = [0] * len(xs)
-        self.last: list[Callable | None] = [None] * len(xs)  # x as a function of q, where the last step made it
+    class Oracle(rule):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def advance(q, s, g, t):
+            kept = {field: names.get(field, field) for field, value in s._asdict().items() if value is not None}
+            direction, new = formula(q._asdict(), {name: getattr(s, field) for field, name in kept.items()}, g, t)
+            return direction, rule.State(**dict.fromkeys(s._fields) | {f: new[name] for f, name in kept.items()})
 
-    def moved(self, x: Tensor, s: dict[str, Tensor], g: Tensor, t: int, lr: float, decay: float) -> Callable:
-        """q -> (new x, new state)."""
-
-        def make(q):
-            direction, state = self.rule(q, s, g, t)
-            return (1 - lr * decay) * x - lr * q.get("lr", 1.0) / self.lr0 * direction, state
-
-        return make
-
-    def step(self, loss: Callable, lrs: Sequence[float], decays: Sequence[float]) -> None:
-        """One step on `loss`, a function of the list of parameters; a learning rate and a decay for each parameter."""
-        self.steps += 1
-        q = {k: torch.tensor(v, dtype=self.x[0].dtype) for k, v in self.made.items()}
-        learned = [q[k].requires_grad_() for k in self.hyper_lr]
-        xs = [x if make is None else make(q)[0] for x, make in zip(self.x, self.last, strict=True)]
-        xs = [x if x.requires_grad else x.requires_grad_() for x in xs]
-        grads = torch.autograd.grad(loss(xs), [*xs, *learned], allow_unused=True)
-        gs, hs = grads[: len(xs)], grads[len(xs) :]
-        self.h = {k: 0.0 if h is None else h.item() for k, h in zip(self.hyper_lr, hs, strict=True)}
-
-        before = dict(self.q)
-        if self.steps >= 2 and self.steps > self.hyper_start:
-            for k, h in self.h.items():
-                h = max(-self.hyper_clip, min(self.hyper_clip, h))
-                self.momentum[k] = self.hyper_momentum.get(k, 0.0) * self.momentum[k] + h
-                low, high = self.boxes[k]
-                self.q[k] = max(low, min(high, self.q[k] - self.hyper_lr[k] * self.momentum[k]))
-        self.made = dict(self.q if self.order == "coefficients_first" else before)
-
-        norm = torch.stack([(g**2).sum() for g in gs if g is not None]).sum().sqrt().item()
-        clip = 1.0 if self.max_grad_norm is None else min(1.0, self.max_grad_norm / (norm + 1e-6))
-        self.clipped = clip < 1
-        for i, g in enumerate(gs):
-            self.last[i] = None
-            self.x[i] = xs[i].detach()
-            if g is not None:
-                self.t[i] += 1
-                make = self.moved(self.x[i], self.s[i], clip * g.detach(), self.t[i], lrs[i], decays[i])
-                self.last[i] = make
-                self.x[i], self.s[i] = make(self.made)
+    return Oracle

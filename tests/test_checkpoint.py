@@ -30,7 +30,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     content = checkpoint.load(saved)
     assert torch.equal(content.pop("model")["w"], torch.full((1000,), 500.0))
     assert content == {
-        "format": "nanomada-1", "step": 500, "config": {"name": "x", "rates": {"a": 1.0}, "end": None}
+        "format": checkpoint.FORMAT, "step": 500, "config": {"name": "x", "rates": {"a": 1.0}, "end": None}
     }
     assert sorted(os.listdir(tmp_path)) == ["ckpt_000500.json", "ckpt_000500.pt"]
 
@@ -109,7 +109,7 @@ class Malicious:
 @pytest.mark.parametrize("protocol", ["torch", "pickle"])
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, protocol: str) -> None:
     witness, evil = tmp_path / "witness", tmp_path / "evil"
-    content = {"format": "nanomada-1", "x": Malicious(witness)}
+    content = {"format": checkpoint.FORMAT, "x": Malicious(witness)}
     if protocol == "torch":
         torch.save(content, evil)
     else:
@@ -123,7 +123,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no checkpoint of this project"):
         checkpoint.load(planted(tmp_path, b"not a checkpoint at all"))
     torch.save({"model": torch.zeros(2)}, tmp_path / "nanogpt.pt")
-    with pytest.raises(CheckpointError, match="its format is not 'nanomada-1'"):
+    with pytest.raises(CheckpointError, match="its format is not 'nanomada-2'"):
         checkpoint.load(planted(tmp_path, (tmp_path / "nanogpt.pt").read_bytes()))
 
 

@@ -22,7 +22,9 @@ def commands() -> list:
         text = path.read_text(encoding="utf-8")
         names = dict(re.findall(r"^#SBATCH --(nodes)=(\d+)", text, flags=re.M))
         text = text.replace("$SLURM_NNODES", names.get("nodes", "")).replace("config/NAME.py", "config/gpt2_mada.py")
-        text = text.replace("adamomentum", "sgd")  # the README's own rule
+        own = ROOT / "tests" / "own_rule.py"  # in place of a reader's
+        text = re.sub(r"--optimizer=[\w/]+\.py:(?!build)\w+", f"--optimizer={own}:AdaMomentum", text)
+        text = re.sub(r"--optimizer=[\w/]+\.py:build", f"--optimizer={own}:build", text)
         for before, arguments in COMMAND.findall(text.replace("\\\n", " ")):
             each, machines = (re.search(rf"--{key}=(\d+)", before) for key in ("nproc_per_node", "nnodes"))
             per_machine = int(each[1]) if each else 1

@@ -1,9 +1,11 @@
 """evaluate.py as a command: its numbers against the trainer's, its record, its mistakes, several processes."""
 
+import dataclasses
 import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import types
@@ -12,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import evaluate
+import sample
 import train
 from data import DataError
 from data.manifest import write_json
@@ -134,10 +139,10 @@ def test_each_protocol_reads_its_own_text(gpt2_run: Path) -> None:
 
 
 def test_an_interruption_loses_one_row(gpt2_run: Path, monkeypatch, capsys) -> None:
-    def measure(*arguments):
-        if arguments[:2] == ("lm_eval", "wikitext2"):
+    def measure(job, *rest):
+        if (job.protocol, job.dataset) == ("lm_eval", "wikitext2"):
             raise KeyboardInterrupt
-        return measured(*arguments)
+        return measured(job, *rest)
 
     measured = evaluate.measure
     monkeypatch.setattr(evaluate, "measure", measure)
@@ -149,23 +154,21 @@ def test_an_interruption_loses_one_row(gpt2_run: Path, monkeypatch, capsys) -> N
     assert evaluate.main([f"--out_dir={gpt2_run}", "--device=cpu", "--dataset=lambada"]) == 2
     err = capsys.readouterr().err
     assert "ckpt_000001.evaluation.json cannot be written (No space left on device): name another file" in err
-    assert not list(gpt2_run.glob(".*.tmp"))
 
 
-def test_the_harness_is_refused_a_dtype_that_nothing_here_computes_in(gpt2_run: Path, monkeypatch) -> None:
-    for name in ("lm_eval", "lm_eval.models", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry"):
+def test_the_harness_refuses_a_model_of_characters(run: Path, monkeypatch) -> None:
+    for name in ("lm_eval", "lm_eval.api", "lm_eval.api.registry", "lm_eval.models", "lm_eval.models.huggingface"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # so that it need not be installed
-    monkeypatch.setattr(sys.modules["lm_eval.api.model"], "TemplateLM", object, raising=False)
+    monkeypatch.setattr(sys.modules["lm_eval.models.huggingface"], "HFLM", object, raising=False)
     monkeypatch.setattr(sys.modules["lm_eval.api.registry"], "register_model", lambda _: lambda cls: cls, raising=False)
-    monkeypatch.delitem(sys.modules, "harness", raising=False)
-    adapter = importlib.import_module("harness").NanoMADA
-    monkeypatch.delitem(sys.modules, "harness")
-    with pytest.raises(DataError, match="dtype='float16' must be auto, float32 or bfloat16"):
-        adapter(str(gpt2_run), device="cpu", dtype="float16")
-    assert adapter(str(gpt2_run), device="cpu", dtype="bfloat16").world.dtype == torch.bfloat16
+    monkeypatch.delitem(sys.modules, "evaluation.harness", raising=False)
+    adapter = importlib.import_module("evaluation.harness").NanoMADA
+    monkeypatch.delitem(sys.modules, "evaluation.harness")
+    with pytest.raises(DataError, match="has char tokens; the harness's tasks need GPT-2's"):
+        adapter(str(run), device="cpu")
 
 
-def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypatch, capsys) -> None:
+def test_missing_data_sets_are_named_and_the_rest_measured(gpt2_run: Path, monkeypatch, capsys) -> None:
     def texts(name: str, split: str):
         if name != "wikitext2":
             raise DataError(f"no network for {name}")
@@ -179,6 +182,81 @@ def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypat
     assert capsys.readouterr().err == "evaluate.py: no network for lambada\n"
 
 
+def test_the_plan_is_shown_before_and_each_row_when_it_is_measured(gpt2_run: Path, monkeypatch, capsys) -> None:
+    def measure(*arguments):
+        shown.append(capsys.readouterr().out)
+        return measured(*arguments)
+
+    measured, shown = evaluate.measure, []
+    monkeypatch.setattr(evaluate, "measure", measure)
+    argv = [f"--out_dir={gpt2_run}", "--dataset=wikitext2", "--protocol=paper,strided", "--device=cpu"]
+    assert evaluate.main(argv) == 0
+    before, between = shown
+    for line in ("to measure: paper wikitext2/test, 96 tokens", "to measure: strided wikitext2/test, 96 tokens"):
+        assert re.sub(r"\d+ tokens", "96 tokens", before).count(line) == 1
+    assert re.search(r"this takes about \d\d:\d\d", before) and "perplexity" not in before
+    assert between.startswith("protocol") and between.splitlines()[1].startswith("paper")
+    assert capsys.readouterr().out.startswith("strided")
+
+
+def test_progress_of_every_row_has_the_time_left(gpt2_run: Path, capsys) -> None:
+    assert evaluate.main([f"--out_dir={gpt2_run}", "--dataset=lambada", "--device=cpu"]) == 0
+    labels = re.findall(r"(\w+) lambada/test \((\d) of 3, about \d\d:\d\d left in all\)", capsys.readouterr().err)
+    assert list(dict.fromkeys(labels)) == [("paper", "1"), ("strided", "2"), ("lm_eval", "3")]
+
+
+def test_the_estimate_counts_the_matmuls_of_a_forward_pass(gpt2_run: Path) -> None:
+    cfg = evaluate.Config(out_dir=str(gpt2_run), dataset="lambada", protocol="strided", window=8)
+    subject = perplexity.open_subject(cfg.out_dir)
+    (job,), _ = evaluate.plan(cfg, subject)
+    x = torch.zeros(len(job.windows.starts), 8, dtype=torch.int64)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        subject.model.head(subject.model.hidden(x))
+    assert job.flops(subject.model) == pytest.approx(counter.get_total_flops(), rel=0.5)  # the head scores a part
+    blocks = dataclasses.replace(cfg, protocol="lm_eval")
+    (last_word,), _ = evaluate.plan(blocks, subject)
+    assert last_word.flops(subject.model) < job.flops(subject.model)
+
+
+def test_a_file_of_the_users_is_not_overwritten(run: Path, tmp_path: Path, capsys) -> None:
+    notes = tmp_path / "notes.json"
+    for content in ('{"rows": "mine"}', "not json", "[]"):
+        notes.write_text(content)
+        assert evaluate.main([f"--out_dir={run}", "--device=cpu", f"--json={notes}"]) == 2
+        assert "notes.json is not a record of evaluate.py: name another file with --json" in capsys.readouterr().err
+        assert notes.read_text() == content
+
+
+def test_home_is_expanded(run: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(run))
+    assert evaluate.main(["--out_dir=~", "--json=~/home.json", "--protocol=paper", "--device=cpu"]) == 0
+    assert len(rows_of(run / "home.json")) == 1
+
+
+def test_standard_output_that_is_full_or_closed_loses_no_row(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "evaluate.py", f"--out_dir={run}", "--device=cpu"]
+    with open("/dev/full", "w") as full:
+        subprocess.run([*command, f"--json={tmp_path / 'full.json'}"], cwd=ROOT, stdout=full, timeout=300)
+    reading, writing = os.pipe()
+    os.close(reading)
+    subprocess.run([*command, f"--json={tmp_path / 'closed.json'}"], cwd=ROOT, stdout=writing, timeout=300)
+    os.close(writing)
+    assert len(rows_of(tmp_path / "full.json")) == len(rows_of(tmp_path / "closed.json")) == 2
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, capsys) -> None:
+    gpt = GPT(GPTConfig(block_size=8, n_layer=1, n_head=1, n_embd=4))
+    with torch.no_grad():
+        gpt.lm_head.weight[5, 1] = math.nan
+    content = {"config": {"dataset": "openwebtext"}, "model_config": gpt.config.__dict__, "model": gpt.state_dict()}
+    checkpoint.save(tmp_path, 1, None, content, keep=1)
+    for program in (evaluate, sample):
+        assert program.main([f"--out_dir={tmp_path}", "--device=cpu"]) == 2
+        error = capsys.readouterr().err
+        assert "ckpt_000001.pt holds NaN or infinity in transformer.wte.weight: choose an earlier" in error
+        assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -186,17 +264,18 @@ def test_what_is_missing_is_said_and_the_rest_measured(gpt2_run: Path, monkeypat
         (["--window=0"], "window=0 must be 1 or more"),
         (["--window=17"], "window=17 is more than the model reads at a time, 16 tokens"),
         (["--stride=17"], "stride=17 leaves out text between windows of 16 tokens"),
-        (["--window=8", "--stride=9"], "stride=9 leaves out text between windows of window=8"),
+        (["--window=8", "--stride=9"], "stride=9 leaves out text between windows of 8 tokens"),
         (["--dataset=wikitext2"], "wikitext2 needs GPT-2's tokens, the model has char tokens"),
         (["--dataset=no_such_set"], "no data set 'no_such_set'"),
         (["--split=valid"], "split='valid' must be train, val or test"),
         (["--protocol=paper", "--split=test"], "has no split 'test'"),
-        (["--json=/no/such/folder/e.json"], "there is no folder '/no/such/folder'"),
+        (["--json=/no/such/folder/e.json"], "e.json cannot be written (no such folder, or no permission)"),
+        ([f"--json={'x' * 300}"], "cannot be written (File name too long): name another file with --json"),
         (["--weights=no-weights"], "no weights 'no-weights'"),
         (["--out_dir=no_such_run"], "no complete checkpoint in no_such_run"),
     ],
 )
-def test_mistakes_are_told_in_one_line(run: Path, argv: list[str], message: str, capsys) -> None:
+def test_mistakes_are_reported_in_one_line(run: Path, argv: list[str], message: str, capsys) -> None:
     assert evaluate.main([f"--out_dir={run}", "--device=cpu", *argv]) == 2
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1]

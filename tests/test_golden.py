@@ -5,7 +5,6 @@
 
 import json
 import os
-import typing
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from outcomes import rows
 
 import train
+from optim import OPTIMIZERS
 
 GOLDEN = Path(__file__).with_name("golden.json")
 # Relative. Torch 2.13 with the kernels of other processors (ATEN_CPU_CAPABILITY=default, DNNL_MAX_CPU_ISA=SSE41), with
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 SAME_TORCH, OTHER_TORCH = 3e-5, 1e-3
 
 
-@pytest.mark.parametrize("optimizer", typing.get_args(train.OptimizerName))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_losses_are_the_golden_ones(small: list[str], tmp_path: Path, optimizer: str) -> None:
     run = [*small, f"--optimizer={optimizer}", "--max_iters=50", "--log_interval=1", "--eval_interval=50"]
     assert train.main(run + ["--hyper_lr=None"] * (optimizer != "mada")) == 0

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,10 +158,10 @@ def test_half_precision_is_read_as_float32(folder: Path) -> None:
     [
         ({"transformer__h__1__mlp__c_fc__weight": None}, r"lacks transformer\.h\.1\.mlp\.c_fc\.weight, which config"),
         ({"transformer__h__1__mlp__c_fc__weight": torch.zeros(96, 24)},
-         r"transformer\.h\.1\.mlp\.c_fc\.weight has shape \(96, 24\), config\.json calls for \(24, 96\)"),
+         r"h\.1\.mlp\.c_fc\.weight is torch\.float32 of shape \(96, 24\), config\.json .* of shape \(24, 96\)"),
         ({"transformer__h__2__ln_1__weight": torch.zeros(24)}, r"holds transformer\.h\.2\.ln_1\.weight, which a GPT-2"),
         ({"lm_head__weight": torch.zeros(101, 24)}, "lm_head.weight is not the token embedding"),
-        ({"transformer__ln_f__bias": torch.zeros(24, dtype=torch.int64)}, r"ln_f\.bias holds I64"),
+        ({"transformer__ln_f__bias": torch.zeros(24, dtype=torch.int64)}, r"ln_f\.bias is torch\.int64"),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(folder: Path, values, message: str) -> None:
@@ -177,7 +180,7 @@ def test_biases_of_a_model_without_are_refused(folder: Path) -> None:
 def test_a_truncated_file_is_refused(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated, unreadable or not a safetensors file"):
         huggingface.load(folder)
 
 
@@ -207,6 +210,78 @@ def test_missing_files_are_named(folder: Path) -> None:
         huggingface.load(folder)
     with pytest.raises(CheckpointError, match=r"no weights 'gpt2-huge': .*`hf download openai-community/gpt2-huge"):
         huggingface.load("gpt2-huge")
+
+
+def test_another_name_of_the_activation_is_taken(folder: Path) -> None:
+    before = huggingface.load(folder).state_dict()
+    change_config(folder, activation_function="gelu_pytorch_tanh", n_inner=4 * SMALL.n_embd)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in huggingface.load(folder).state_dict().items())
+    transformers = pytest.importorskip("transformers")
+    x = torch.linspace(-5, 5, 101)
+    theirs = [transformers.activations.ACT2FN[name](x) for name in ("gelu_new", "gelu_pytorch_tanh")]
+    torch.testing.assert_close(*theirs)
+
+
+@pytest.mark.parametrize("kind", ["shards", "bin"])
+def test_other_forms_of_weights_are_named_with_a_command_that_converts_them(folder: Path, kind: str, capsys) -> None:
+    transformers = pytest.importorskip("transformers")
+    expected = huggingface.load(folder)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    other = folder.parent / "other"
+    if kind == "shards":
+        theirs.save_pretrained(other, max_shard_size="20KB")
+        assert len(list(other.glob("model-*.safetensors"))) > 1
+    else:
+        other.mkdir()
+        (other / "config.json").write_bytes((folder / "config.json").read_bytes())
+        torch.save(theirs.state_dict(), other / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"not model\.safetensors alone: write that with") as refused:
+        huggingface.load(other)
+    message = str(refused.value)
+    assert ("model-00001-of-" if kind == "shards" else "pytorch_model.bin") in message and "\n" not in message
+    code = re.search(r"python -c \"(.*)\"", message)[1]  # type: ignore[index]
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
+    back = huggingface.load(f"{other}-one", vocab_multiple=64)
+    assert all(torch.equal(a, b) for a, b in zip(back.parameters(), expected.parameters(), strict=True))
+
+
+def test_paths_that_cannot_be_read_are_one_line(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, message in ((tmp_path / "loop", "Too many levels of symbolic links"), ("x" * 300, "File name too long"),
+                          ("a\0b", "null byte")):  # fmt: skip
+        with pytest.raises(CheckpointError, match=f"cannot be read .*{message}"):
+            huggingface.load(name)
+    weights = folder / "model.safetensors"
+    weights.rename(tmp_path / "moved")
+    weights.symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated, unreadable"):
+        huggingface.load(folder)
+
+
+def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert huggingface.load("~/hf").config == SMALL
+    assert export.main(["--from_folder", "--folder=~/hf", "--out_dir=~/run"]) == 0
+    assert export.main(["--out_dir=~/run", "--folder=~/again"]) == 0
+    assert export.main(["--out_dir=~/run", "--folder=~/one", "--one_file"]) == 0
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["again", "hf", "one", "run"]
+
+
+def test_huge_numbers_in_a_config_are_refused_at_once(folder: Path) -> None:
+    change_config(folder, n_layer=10**9)
+    with pytest.raises(CheckpointError, match=r"lacks transformer\.h\.2\.ln_1\.weight, which config\.json calls for"):
+        huggingface.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_export_overwrites_only_when_told(tmp_path: Path, name: str) -> None:
+    gpt = random_gpt(SMALL)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CheckpointError, match=f"{name} exists already: choose another folder, or overwrite it with"):
+        huggingface.save(gpt, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+    huggingface.save(gpt, tmp_path, overwrite=True)
+    assert huggingface.load(tmp_path).config == SMALL
 
 
 def test_names_are_looked_up_in_the_mirror(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,10 +357,14 @@ def test_export_writes_a_run_and_reads_it_back(tmp_path: Path, capsys: pytest.Ca
     assert back["model_config"] == dataclasses.asdict(SMALL)
     assert torch.equal(back["model"]["transformer.wpe.weight"], gpt.state_dict()["transformer.wpe.weight"])
     for argv, message in (
-        ([f"--out_dir={tmp_path / 'run'}", hf], "holds a model already"),
+        ([f"--out_dir={tmp_path / 'run'}", hf], "exists already: choose another folder, or overwrite it with --force"),
         ([f"--out_dir={tmp_path / 'run'}", hf, "--from_folder"], "holds a run already"),
         ([f"--out_dir={tmp_path / 'none'}", hf], "no complete checkpoint"),
         ([], "name a folder with --folder"),
+        ([f"--out_dir={tmp_path / 'run'}", f"--folder={'x' * 300}"], "File name too long"),
+        ([f"--out_dir={'x' * 300}", hf, "--from_folder"], "File name too long"),
+        ([f"--out_dir={tmp_path / 'run'}", f"--folder={'x' * 300}", "--one_file"], "File name too long"),
+        ([f"--out_dir={tmp_path / 'run'}", "--folder=/dev/null/x"], "cannot be written"),
     ):
         capsys.readouterr()
         assert export.main(argv) == 2

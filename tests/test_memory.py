@@ -19,18 +19,17 @@ ROOT = memory.SCALE.parents[1]
 
 @pytest.mark.parametrize("name", memory.OPTIMIZERS)
 @pytest.mark.parametrize(("vocab_size", "n_embd"), [(50, 24), (101, 65)])
-def test_what_the_optimizer_keeps_is_what_is_counted(name: str, vocab_size: int, n_embd: int) -> None:
+def test_counted_states_are_those_of_the_optimizer(name: str, vocab_size: int, n_embd: int) -> None:
     config = GPTConfig(block_size=16, vocab_size=vocab_size, n_layer=2, n_head=1, n_embd=n_embd)
     model = GPT(config)
     optimizer = build_optimizer(name, model.parameters(), **memory.OPTIMIZERS[name])
-    one = build_optimizer(name, [torch.nn.Parameter(torch.zeros(1))], **memory.OPTIMIZERS[name])
     (bucket,) = optimizer.buckets
     kept = [*bucket.states.values()] + ([] if bucket.pending is None else [bucket.pending])
-    counted = memory.needed(config, 1, memory.state_bytes(one))
+    counted = memory.needed(config, 1, optimizer.options.state_bytes())
     assert counted.states == sum(matrix.nbytes for matrix in kept) > 0
     assert counted.weights == bucket.x.nbytes and counted.gradients == bucket.g.nbytes
     assert counted.passing == 0
-    over_two = memory.needed(config, 1, memory.state_bytes(one), processes=2, parallel="fsdp")
+    over_two = memory.needed(config, 1, optimizer.options.state_bytes(), processes=2, parallel="fsdp")
     assert counted.states / 2 <= over_two.states < counted.states
     assert memory.needed(config, 1, 8, processes=2).gradients == 2 * counted.gradients
 
@@ -38,10 +37,10 @@ def test_what_the_optimizer_keeps_is_what_is_counted(name: str, vocab_size: int,
 def test_a_model_by_hand() -> None:
     """GPT-2 XL with MADA, 1,557,686,400 parameters with padding, on one GPU: 36 bytes each, and 2 for autocast."""
     config, batch_size = memory.MODELS["1.5B"]
-    need = memory.needed(config, batch_size, 28, dtype=torch.bfloat16, recompute=True)
+    need = memory.needed(config, batch_size, 28, dtype=torch.bfloat16, activation_checkpointing=True)
     assert (need.weights + need.gradients + need.states) / 1_557_686_400 == pytest.approx(36, rel=2e-4)
     assert need.passing / 1_557_686_400 == pytest.approx(2, rel=2e-3)
-    eight = memory.needed(config, batch_size, 28, 8, "fsdp", torch.bfloat16, recompute=True)
+    eight = memory.needed(config, batch_size, 28, 8, "fsdp", torch.bfloat16, True)
     assert (eight.weights + eight.gradients + eight.states) / 1_557_686_400 == pytest.approx(40 / 8, rel=2e-3)
 
 
@@ -53,20 +52,20 @@ def test_a_run_that_cannot_fit_is_refused_before_it_takes_memory(small: list[str
     assert not (tmp_path / "run").exists()
 
 
-def test_running_out_of_memory_is_said_in_one_line(small: list[str], monkeypatch, capsys) -> None:
+def test_running_out_of_memory_is_reported_in_one_line(small: list[str], monkeypatch, capsys) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.24 GiB. GPU 0 has a total capacity of")
 
     monkeypatch.setattr(train, "accumulate", full)
     assert train.main(small) == 2
-    said = "train.py: CUDA out of memory. Tried to allocate 1.24 GiB: lower batch_size=4, set --recompute, or spread"
+    said = "train.py: CUDA out of memory. Tried to allocate 1.24 GiB: lower batch_size=4, set --activation_check"
     assert capsys.readouterr().err.startswith(said)
 
 
 def test_gradients_lie_in_the_optimizers_buffer_from_the_first_step_on(small: list[str], monkeypatch) -> None:
     built, seen = [], []
 
-    def build(*args, real=train.build_optimizer, **kwargs):
+    def build(*args, real=train.optimizers.build, **kwargs):
         built.append(real(*args, **kwargs))
         return built[-1]
 
@@ -76,14 +75,14 @@ def test_gradients_lie_in_the_optimizers_buffer_from_the_first_step_on(small: li
         seen.append(len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == 1)
         return loss
 
-    monkeypatch.setattr(train, "build_optimizer", build)
+    monkeypatch.setattr(train.optimizers, "build", build)
     monkeypatch.setattr(train, "accumulate", accumulate)
     assert train.main([*small, "--max_iters=2"]) == 0
     assert train.main([*small, "--max_iters=3", "--init_from=resume"]) == 0
     assert seen == [True] * 3
 
 
-def test_the_table_of_the_doc_is_what_the_command_writes() -> None:
+def test_the_table_of_the_doc_is_up_to_date() -> None:
     text = memory.SCALE.read_text(encoding="utf-8")
     table = text[text.index(memory.BEGIN) + len(memory.BEGIN) : text.index(memory.END)].strip()
     assert table.splitlines() == memory.table()
@@ -95,11 +94,11 @@ def test_the_table_of_the_doc_is_what_the_command_writes() -> None:
     [
         (1, ["adam"]),
         (1, ["mada"]),
-        (1, ["adam", "--recompute", "--batch_size=8"]),
+        (1, ["adam", "--activation_checkpointing", "--batch_size=8"]),
         (1, ["mada", "--dtype=bfloat16", "--batch_size=8"]),
         (2, ["adam"]),
         (2, ["mada", "--parallel=fsdp"]),
-        (2, ["adam", "--parallel=fsdp", "--dtype=bfloat16", "--recompute", "--batch_size=8"]),
+        (2, ["adam", "--parallel=fsdp", "--dtype=bfloat16", "--activation_checkpointing", "--batch_size=8"]),
     ],
 )
 def test_the_peak_of_a_process_is_within_a_tenth(processes: int, settings: list[str]) -> None:

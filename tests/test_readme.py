@@ -1,5 +1,6 @@
 """What README.md shows works as it stands there."""
 
+import csv
 import os
 import re
 import shutil
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+import train
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,10 +41,23 @@ def test_the_rule_of_ones_own_learns_compiled() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert all(sweep.module is not None for sweep in optimizer._sweeps.values()), "it ran uncompiled"
+    assert optimizer._passes and all(p.module is not None for p in optimizer._passes.values()), "it ran uncompiled"
     assert losses[-1] < 0.8 * losses[0]
     start = {name: coefficient.start for name, coefficient in optimizer.table.items()}
     assert all(value != start[name] for name, value in optimizer.coefficients.items())
+
+
+def test_the_rule_of_ones_own_trains_by_the_command_that_is_shown(corpus: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "rule.py").write_text(CODE[1])
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"python train\.py (config\S+ --optimizer=rule\.py\S+ .*)", README)
+    (config, *arguments) = command.split()
+    small = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=2", "--eval_iters=2",
+             "--max_iters=3", "--compile=False", "--device=cpu", f"--dataset={corpus}"]  # fmt: skip
+    assert train.main([str(ROOT / config), *arguments, *small]) == 0
+    with (tmp_path / "out/mine/metrics.csv").open() as file:
+        last = [*csv.DictReader(file)][-1]
+    assert {"beta", "power", "h_beta", "h_power"} <= last.keys() and float(last["beta"]) != 0.9
 
 
 def test_the_quickstart_samples_from_what_it_trained(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from runtime import recorder
-from runtime.recorder import MetricsFile, Progress, Wandb, claim, read_metrics, write_config
+from runtime.recorder import MetricsFile, Progress, Wandb, prepare_out_dir, read_metrics, write_config
 from runtime.settings import ConfigError
 
 CONFIG = {"wandb_project": "p", "wandb_run_name": None, "max_iters": 10}
@@ -75,25 +75,25 @@ def test_without_a_checkout_the_environment_may_say_the_commit(tmp_path: Path, m
 
 def test_an_earlier_run_is_moved_aside_and_never_lost(tmp_path: Path) -> None:
     out_dir = tmp_path / "deep" / "run"
-    claim(str(out_dir), keep=None)
+    prepare_out_dir(str(out_dir), keep=None)
     for number in (1, 2):
         (out_dir / "metrics.csv").write_text(str(number))
         (out_dir / "notes.txt").write_text("mine")
-        claim(str(out_dir), keep=5)
+        prepare_out_dir(str(out_dir), keep=5)
         assert (out_dir / "metrics.csv").exists()
-        claim(str(out_dir), keep=None)
+        prepare_out_dir(str(out_dir), keep=None)
         assert (out_dir / f"previous-{number}" / "metrics.csv").read_text() == str(number)
         assert not (out_dir / "metrics.csv").exists() and (out_dir / "notes.txt").exists()
     shutil.rmtree(out_dir / "previous-1")
     (out_dir / "metrics.csv").write_text("3")
-    claim(str(out_dir), keep=None)
+    prepare_out_dir(str(out_dir), keep=None)
     assert (out_dir / "previous-3" / "metrics.csv").read_text() == "3"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"out_dir='.*/file/run' cannot be written \(Not a directory\): choose"):
-        claim(str(tmp_path / "file" / "run"), keep=None)
+        prepare_out_dir(str(tmp_path / "file" / "run"), keep=None)
 
 
 def test_without_a_terminal_each_row_is_a_plain_line(capsys, monkeypatch) -> None:

@@ -1,15 +1,23 @@
 """Texts from a checkpoint: reproducible, and refused in one line where something is missing."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import sample
 import train
+from data.download import mirrored
 from evaluation import perplexity
 from model import GPT, GPTConfig
 from runtime import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -44,11 +52,76 @@ def test_gpt2s_tokens_need_no_data_set(tmp_path: Path, capsys, monkeypatch) -> N
     assert texts(capsys, f"--out_dir={tmp_path}", "--max_new_tokens=2", "--prompt=abc") == ["5 tokens"]
 
 
+def start(out_dir: str, *argv: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "sample.py", out_dir, "--device=cpu", *argv]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, **options)
+
+
+@pytest.fixture
+def gpt2_run(tmp_path: Path) -> str:
+    """A run with GPT-2's tokens whose model draws them all alike: its texts hold characters of many scripts."""
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(block_size=8, n_layer=1, n_head=1, n_embd=4))
+    content = {"config": {"dataset": "is not there"}, "model_config": gpt.config.__dict__, "model": gpt.state_dict()}
+    checkpoint.save(tmp_path, 1, None, content, keep=1)
+    return f"--out_dir={tmp_path}"
+
+
+@pytest.mark.skipif(not mirrored("tiktoken_cache"), reason="DATA_MIRROR has no tiktoken_cache")
+def test_what_standard_output_cannot_encode_is_escaped(gpt2_run: str) -> None:
+    arguments = [gpt2_run, "--max_new_tokens=200", "--top_k=None", "--prompt=Ω"]
+    for encoding, expected in (("ascii", b"\\u03a9"), ("latin-1", b"\\u03a9"), ("utf-8", "Ω".encode())):
+        process = start(*arguments, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": encoding})
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, b"") and out.startswith(expected)
+        assert b"\\ufffd" in out or encoding == "utf-8"
+
+
+def test_a_reader_that_leaves_ends_it_quietly(out_dir: str) -> None:
+    process = start(out_dir, "--num_samples=100000", "--max_new_tokens=5", stdout=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert (process.wait(timeout=120), process.stderr.read()) == (0, b"")
+
+
+def test_a_full_disk_is_one_line(out_dir: str) -> None:
+    with open("/dev/full", "w") as full:
+        process = start(out_dir, stdout=full)
+        _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (2, b"sample.py: the text cannot be written (No space left on device)\n")
+
+
+def test_an_interruption_is_no_traceback(out_dir: str) -> None:
+    process = start(out_dir, "--num_samples=100000", "--max_new_tokens=5", stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (130, b"")
+
+
+def test_a_tiny_temperature_takes_the_likeliest_token(out_dir: str, capsys) -> None:
+    arguments = [out_dir, "--max_new_tokens=30", "--prompt=own "]
+    greedy = texts(capsys, *arguments, "--temperature=0")
+    assert all(texts(capsys, *arguments, f"--temperature={t}", "--top_k=None") == greedy for t in ("1e-40", "1e-320"))
+
+
+def test_home_is_expanded(out_dir: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompt.txt").write_text("own ")
+    (text,) = texts(capsys, "--out_dir=~/run", "--prompt=file:~/prompt.txt", "--max_new_tokens=3")
+    assert text.startswith("own ")
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("--out_dir=/no/where", "no complete checkpoint in /no/where: check out_dir"),
-        ("--temperature=-1", "temperature=-1.0 must be 0 or more"),
+        ("--temperature=-1", "temperature=-1.0 must be 0 or more, and finite"),
+        ("--temperature=1e400", "temperature"),
+        (f"--seed={2**64}", "below 2**64"),
+        (f"--prompt=file:{'x' * 300}", "File name too long"),
+        ("--prompt=file:/", "Is a directory"),
         ("--top_k=0", "top_k=0 must be 1 or more, or None"),
         ("--num_samples=0", "num_samples=0 must be 1 or more"),
         ("--prompt=", "the prompt is empty"),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from outcomes import rows
-from test_survival import ends_equal, in_processes
+from outcomes import ends_equal, rows
+from processes import in_processes
 
 import train
 from runtime import checkpoint

@@ -8,30 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from outcomes import ends_equal, same, without_seconds
+from processes import ENV, ROOT, TORCHRUN, in_processes
 
 import train
+from optim import OPTIMIZERS
 from runtime import checkpoint
-
-ROOT = Path(train.__file__).parent
-ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
-
-
-def in_processes(folder: Path, *runs: tuple[int, list[str]], patch: str = "") -> None:
-    """Runs of so many processes each, one after another; `patch` is code that each process begins with."""
-    jobs = [{"ranks": size, "argv": argv, "patch": patch} for size, argv in runs]
-    command = [sys.executable, ROOT / "tests" / "ranks.py", folder]
-    done = subprocess.run(command, input=json.dumps(jobs), env=ENV, capture_output=True, text=True,
-                          timeout=300 + 60 * len(runs))  # fmt: skip
-    codes = [json.loads(line)["codes"] for line in done.stdout.splitlines()]
-    assert codes == [size * [0] for size, _ in runs], done.stderr
-
 
 # Two kinds of SIGKILL: from outside after a random time to a random process, and at a random one of the moments that
 # make up a save (each write, sync, rename and deletion, before or after it), which the process sends to itself.
@@ -41,7 +28,8 @@ import ranks
 folder, size, kills, argv = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
 rng = random.Random(7)
 DEADLY = '''
-import os, pathlib, signal, checkpoint
+import os, pathlib, signal
+from runtime import checkpoint
 left = [{moment}]
 
 def deadly(owner, name):
@@ -230,9 +218,6 @@ def test_data_that_is_not_what_was_prepared_is_refused(
 def test_too_little_space_is_said_before_the_start(small: list[str], tiny_disk: Path, capsys) -> None:
     assert train.main([*small, f"--out_dir={tiny_disk / 'run'}", "--keep_checkpoints=100"]) == 2
     assert re.search(r"has 2\.\d MB free, the checkpoints need [\d.]+ MB \(102 of", capsys.readouterr().err)
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 def wait_for(condition, seconds: float = 90) -> None:
@@ -424,13 +409,13 @@ def test_a_second_ctrl_c_ends_at_once(small: list[str]) -> None:
 NAN_ON_ONE_RANK = """
 import json, os, sys, torch, train
 kept, rank, before = [], int(os.environ["RANK"]), {}
-def keep(*args, build=train.build_optimizer, **kwargs):
+def keep(*args, build=train.optimizers.build, **kwargs):
     kept.append(build(*args, **kwargs))
     return kept[-1]
 def spoil(net, tokens, step, cfg, world, real=train.accumulate):
     if step == 6:  # what step 5 left behind
         after = state()
-        json.dump([before["x"] == after, int(kept[-1].refused), after], open(f"{sys.argv[1]}/{rank}.json", "w"))
+        json.dump([before["x"] == after, int(kept[-1].skipped), after], open(f"{sys.argv[1]}/{rank}.json", "w"))
     before["x"] = state()
     if step == 5 and rank == 1:
         handles = [p.register_hook(lambda g: g * float("nan")) for p in net.parameters()]
@@ -441,7 +426,7 @@ def spoil(net, tokens, step, cfg, world, real=train.accumulate):
 def state():
     sums = [p.double().sum().item() for group in kept[-1].param_groups for p in group["params"]]
     return [sums, kept[-1].coefficients]
-train.build_optimizer, train.accumulate = keep, spoil
+train.optimizers.build, train.accumulate = keep, spoil
 train.parallel.end(train.main(sys.argv[2:]))
 """
 
@@ -455,9 +440,6 @@ def test_a_nan_on_one_process_refuses_the_step_on_every_one(small: list[str], tm
     assert ranks[0] == ranks[1]
     untouched, refused, _ = ranks[0]
     assert untouched and refused == 1
-
-
-OPTIMIZERS = typing.get_args(train.OptimizerName)
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.long)], ids=["eager", "compiled"])

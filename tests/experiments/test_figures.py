@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import figure1, figure9, frame, proposition1
+from experiments import figure1, figure9, proposition1
 
 
 def recorded(module) -> dict:
-    record = frame.read(module.runs("laptop")[0])
+    record = module.runs("laptop")[0].record()
     assert record is not None, "the committed record is missing or that of other settings"
     return record
 

@@ -1,7 +1,11 @@
 """A net of five small tensors in two groups and a stream of batches: what the optimizers are tested on."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from optim import Reference, RuleOptimizer
 
 LRS, DECAYS = (0.02, 0.05), (0.1, 0.3)  # of the two groups
 GROUP = (0, 0, 0, 1, 1)  # of each parameter
@@ -49,6 +53,24 @@ def train(optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter], st
         optimizer.zero_grad()
         loss(params, t, always).backward()
         optimizer.step()
+
+
+def train_beside(
+    optimizer: RuleOptimizer, params: list[torch.nn.Parameter], reference: Reference, steps: int, always: bool = False
+) -> Iterator[int]:
+    """Each step t, after the optimizer and the reference took it on the same batch with the same learning rates."""
+    for t in range(1, steps + 1):
+        set_lr(optimizer, t)
+        optimizer.zero_grad()
+        loss(params, t, always).backward()
+        optimizer.step()
+        step_reference(reference, t, always)
+        yield t
+
+
+def step_reference(reference: Reference, t: int, always: bool = False) -> None:
+    lrs, decays = [LRS[g] * scale(t) for g in GROUP], [DECAYS[g] for g in GROUP]
+    reference.step(lambda xs: loss(xs, t, always), lrs, decays)
 
 
 def error(got, expected) -> float:

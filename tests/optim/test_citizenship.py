@@ -276,20 +276,6 @@ def test_its_own_state_may_be_loaded() -> None:
     assert all(torch.equal(optimizer.state[p][k], v) for k, v in before.items())
 
 
-def test_a_state_of_an_earlier_version_may_be_loaded() -> None:
-    params, others = parameters(), parameters()
-    optimizer, other = MADA(params, hyper_lr=ALL), MADA(others, hyper_lr=ALL)
-    run(optimizer, params, range(1, 4))
-    state = optimizer.state_dict()
-    state["scalars"]["steps"] = int(state["scalars"]["steps"])
-    del state["scalars"]["lr_start"]
-    other.load_state_dict(state)
-    for p, q in zip(params, others, strict=True):
-        q.data.copy_(p.detach())
-    assert all(map(torch.equal, run(optimizer, params, range(4, 7)), run(other, others, range(4, 7))))
-    assert optimizer.coefficients == other.coefficients
-
-
 def test_the_folder_alone_trains_another_project_s_module(tmp_path: Path) -> None:
     shutil.copytree(Path(optim.__file__).parent, tmp_path / "optim", ignore=shutil.ignore_patterns("__pycache__"))
     program = """
@@ -327,7 +313,19 @@ BAD = {
     "rho = -0.5": lambda p: MADA(p, rho=-0.5),
     "eps = -1e-08": lambda p: Adam(p, eps=-1e-8),
     "'beta4', it has beta1, beta2, eps": lambda p: Adam(p, beta4=0.5),
-    "'betas'": lambda p: Adam(p, betas=(0.9, 0.95)),
+    "'epsilon', it has beta1, beta2, eps: did you mean eps?": lambda p: Adam(p, epsilon=0.5),
+    "'hyper_ls', it has beta1, beta2, eps: did you mean hyper_lr?": lambda p: Adam(p, hyper_ls={}),
+    "'betas', it has beta1, beta2, eps: write beta1=..., beta2=...": lambda p: Adam(p, betas=(0.9, 0.95)),
+    "'momentum', it has beta1, beta2, eps: the decay": lambda p: Adam(p, momentum=0.9),
+    "'foreach', it has beta1, beta2, eps: leave it out": lambda p: Adam(p, foreach=True),
+    "beta1 = '0.9' must be a number": lambda p: Adam(p, beta1="0.9"),
+    "eps = (1e-06, 1) must be a number": lambda p: Adam(p, eps=(1e-6, 1)),
+    "lr = 'fast' must be a number": lambda p: Adam(p, lr="fast"),
+    "hyper_lr['beta1'] = None must be a number": lambda p: Adam(p, hyper_lr={"beta1": None}),
+    "hyper_momentum['beta1'] = 'x' must be a number": lambda p: HyperAdam(p, hyper_momentum="x"),
+    "box['beta1'] = 0.9 must be a pair (low, high)": lambda p: MADA(p, box={"beta1": 0.9}),
+    "box['beta2'] = (0.5, 1.0) must be low < high < 1": lambda p: MADA(p, box={"beta2": (0.5, 1.0)}),
+    "box: no coefficient 'beta5'": lambda p: MADA(p, box={"beta5": (0, 1)}),
     "'beta3', it has beta1, beta2, lr": lambda p: Adam(p, hyper_lr={"beta3": 0.1}),
     "hyper_lr['rho'] = -0.1": lambda p: MADA(p, hyper_lr={"rho": -0.1}),
     "hyper_momentum['beta1'] = 1.1": lambda p: HyperAdam(p, hyper_momentum={"beta1": 1.1}),
@@ -350,6 +348,31 @@ def test_a_bad_argument_is_named(message: str) -> None:
     with pytest.raises(ValueError) as caught:
         BAD[message](parameters())
     assert message in str(caught.value)
+
+
+def test_options_are_checked_without_a_parameter() -> None:
+    asked = MADA.check(lr=1e-2, beta1=0.8, gamma=0.5, hyper_lr={"beta1": 0.1, "lr": 1e-4})
+    assert asked.learned == ("beta1", "lr") and asked.start["beta1"] == 0.8 and asked.start["lr"] == 1e-2
+    assert asked.fields == ("m", "v", "l")
+    with pytest.raises(ValueError, match=r"^Adam: beta1 = 1\.5 must lie in \[0, 1\]$"):
+        Adam.check(beta1=1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"hyper_lr": {}}, {"hyper_lr": {"beta3": 0.1}, "half": ("m", "pending")}])
+def test_bytes_of_state_are_counted_without_a_parameter(options: dict, dtype: torch.dtype) -> None:
+    p = torch.nn.Parameter(torch.zeros(1024, dtype=dtype))
+    held = sum(v.nbytes for v in MADA([p], **options).state[p].values() if v.numel() == 1024)
+    assert MADA.check(**options).state_bytes(dtype) * 1024 == held > 0
+
+
+def test_a_box_of_one_s_own_holds_what_is_learned() -> None:
+    """beta2 = 0.999, everyone's default, lies outside the paper's box."""
+    params = parameters()
+    optimizer = HyperAdam(params, beta2=0.999, box={"beta2": (0.998, 0.9999)}, hyper_lr={"beta2": 1e3})
+    seen = []
+    run(optimizer, params, range(1, 12), lambda t: seen.append(optimizer.coefficients["beta2"]))
+    assert 0.998 in seen and 0.998 <= min(seen) < max(seen) <= 0.9999
 
 
 def trained_state(optimizer: RuleOptimizer | torch.optim.Optimizer, params) -> dict:

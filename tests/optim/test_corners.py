@@ -10,10 +10,10 @@ Adan decays last unless it is told otherwise (`weight_decouple`), its betas in i
 import pytest
 import pytorch_optimizer
 import torch
-from problem import BIAS, DECAYS, GROUP, LRS, SOMETIMES, error, groups, loss, parameters, scale, train
-from reference import RULES, Reference
+from problem import BIAS, SOMETIMES, error, groups, parameters, step_reference, train
+from reference import oracle
 
-from optim import MADA, SGD, Adam, Adan, AMSGrad, AVGrad, HyperAdam, Lion, MADAMax, Yogi
+from optim import MADA, OPTIMIZERS, SGD, Adam, Adan, AMSGrad, AVGrad, HyperAdam, Lion, MADAMax, Reference, Yogi
 
 STEPS = 100
 EXACT = 1e-11  # relative; 100 steps of float64 round-off
@@ -68,11 +68,10 @@ def trained(make, no_decay: bool = False) -> list[torch.Tensor]:
 
 
 def reference(rule: str, q: dict[str, float]) -> list[torch.Tensor]:
-    run = Reference(RULES[rule], parameters(), q)
+    run = Reference(oracle(OPTIMIZERS[rule]), parameters(), lr=1.0, hyper_lr={}, **q)
     for t in range(1, STEPS + 1):
-        lrs, decays = [LRS[g] * scale(t) for g in GROUP], [DECAYS[g] for g in GROUP]
-        run.step(lambda xs, t=t: loss(xs, t, always=True), lrs, decays)
-    return run.x
+        step_reference(run, t, always=True)
+    return [x.detach() for x in run.x]
 
 
 @pytest.mark.parametrize("name, which", [(name, i) for name in OURS for i in range(len(OURS[name]))])

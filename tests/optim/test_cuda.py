@@ -50,4 +50,4 @@ def test_a_step_waits_for_nothing_and_is_the_cpus(name: str, compiled: bool) -> 
     bound = 2e-3 if "learning" in name else 1e-4
     assert error([p.detach().cpu() for p in params], [p.detach() for p in expected]) < bound
     assert ours.coefficients == pytest.approx(theirs.coefficients, rel=bound)
-    assert int(ours.refused) == int(theirs.refused) == 0 and math.isfinite(ours.grad_norm)
+    assert int(ours.skipped) == int(theirs.skipped) == 0 and math.isfinite(ours.grad_norm)

@@ -1,4 +1,4 @@
-"""Hypergradients against central differences of the real loss and against autograd through tests/reference.py.
+"""Hypergradients against central differences of the real loss and against the reference (optim/reference.py).
 
 Float64, 20 steps, both orders, every coefficient that any rule can learn, its learning rate too. All of it at once with
 two groups of different learning rate and decay, learning rates that change, a parameter that never has a gradient and
@@ -13,7 +13,6 @@ import torch
 from problem import (
     DECAYS,
     EMBEDDING,
-    GROUP,
     LRS,
     NEVER,
     SOMETIMES,
@@ -24,10 +23,11 @@ from problem import (
     parameters,
     scale,
     set_lr,
+    train_beside,
 )
-from reference import RULES, Reference
+from reference import oracle
 
-from optim import OPTIMIZERS, HyperAdam, RuleOptimizer
+from optim import OPTIMIZERS, HyperAdam, Reference, RuleOptimizer
 
 STEPS = 20
 ORDERS = ("coefficients_first", "weights_first")
@@ -107,7 +107,7 @@ def test_hypergradients_are_the_differences_of_the_real_loss(case: str, order: s
         value.backward()
         now = ([p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict()),
                [None if p.grad is None else p.grad.clone() for p in params])  # fmt: skip
-        made = optimizer.state_dict()["scalars"]["q_made"].clone()  # the coefficients of the last step's x
+        made = optimizer.state_dict()["scalars"]["q_applied"].clone()  # the coefficients of the last step's x
         optimizer.step()
         if before is not None:
             assert differences.loss(before, made, t) == value.item()  # it is that step which is made again
@@ -118,27 +118,22 @@ def test_hypergradients_are_the_differences_of_the_real_loss(case: str, order: s
     assert compared > STEPS / 2
 
 
+@pytest.mark.parametrize("by", [oracle, lambda rule: rule], ids=["formulas", "rule"])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", CASES)
-def test_learning_is_that_of_the_reference(case: str, order: str) -> None:
-    """Hypergradients, coefficients and weights at each step."""
+def test_learning_is_that_of_the_reference(case: str, order: str, by) -> None:
+    """Hypergradients, coefficients and weights at each step: by the papers' formulas, and by the rule itself."""
     params = parameters()
     optimizer = make(case, params, order)
-    boxes = {k: (c.low, c.high) for k, c in rule_of(case).table.items()} | {"lr": (0.0, math.inf)}
-    q = CASES[case] | {"lr": 1.0}
-    reference = Reference(RULES[case.split()[0]], params, q, order=order, boxes=boxes, **hyper(case))
-    clipped, clamped, projected, before = set(), set(), set(), q
-    for t in range(1, STEPS + 1):
-        set_lr(optimizer, t)
-        optimizer.zero_grad()
-        loss(params, t).backward()
-        optimizer.step()
-        reference.step(lambda xs, t=t: loss(xs, t), [LRS[g] * scale(t) for g in GROUP], [DECAYS[g] for g in GROUP])
+    reference = Reference(by(rule_of(case)), params, lr=1.0, order=order, **CASES[case], **hyper(case))
+    boxes = {k: (c.low, c.high) for k, c in reference.options.table.items()}
+    clipped, clamped, projected, before = set(), set(), set(), dict(reference.q)
+    for t in train_beside(optimizer, params, reference, STEPS):
         if t > 1:
             assert optimizer.hypergradients == pytest.approx(reference.h, rel=1e-9, abs=1e-13)
         assert optimizer.coefficients == pytest.approx({k: reference.q[k] for k in boxes}, rel=1e-9)
-        assert error([p.detach() for p in params], reference.x) < 1e-9
-        clipped.add(reference.clipped)
+        assert error([p.detach() for p in params], [x.detach() for x in reference.x]) < 1e-9
+        clipped.add(reference.norm > MAX_NORM)
         clamped |= {abs(h) > HYPER["hyper_clip"] for h in reference.h.values()}
         projected |= {k for k in boxes if reference.q[k] in boxes[k] and reference.q[k] != before[k]}
         before = dict(reference.q)
@@ -148,19 +143,12 @@ def test_learning_is_that_of_the_reference(case: str, order: str) -> None:
 
 def test_hyperadam_is_the_reference_s_for_100_steps() -> None:
     params = parameters()
-    rates = {"beta1": 1e-2, "beta2": 1e-2}
-    optimizer = HyperAdam(groups(params), lr=1.0, hyper_lr=rates)
-    q = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-6}
-    reference = Reference(RULES["hyperadam"], params, q, hyper_lr=rates)
-    for t in range(1, 101):
-        set_lr(optimizer, t)
-        optimizer.zero_grad()
-        loss(params, t).backward()
-        optimizer.step()
-        reference.step(lambda xs, t=t: loss(xs, t), [LRS[g] * scale(t) for g in GROUP], [DECAYS[g] for g in GROUP])
-    assert optimizer.coefficients == pytest.approx({k: reference.q[k] for k in rates}, rel=1e-9)
-    assert all(abs(optimizer.coefficients[k] - q[k]) > 1e-3 for k in rates)
-    assert error([p.detach() for p in params], reference.x) < 1e-9
+    options = {"lr": 1.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-6, "hyper_lr": {"beta1": 1e-2, "beta2": 1e-2}}
+    optimizer, reference = HyperAdam(groups(params), **options), Reference(oracle(HyperAdam), params, **options)
+    assert len(list(train_beside(optimizer, params, reference, 100))) == 100
+    assert optimizer.coefficients == pytest.approx({k: reference.q[k] for k in ("beta1", "beta2")}, rel=1e-9)
+    assert all(abs(optimizer.coefficients[k] - options[k]) > 1e-3 for k in ("beta1", "beta2"))
+    assert error([p.detach() for p in params], [x.detach() for x in reference.x]) < 1e-9
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import pytest
-from problem import DECAYS, GROUP, LRS, error, groups, loss, parameters, scale, set_lr
-from reference import Reference
+from problem import error, groups, loss, parameters, train_beside
+from reference import oracle
 from torch import Tensor
 
-from optim import Adam, Coefficient, RuleOptimizer, sqrt
+from optim import Adam, Coefficient, Reference, RuleOptimizer, sqrt
 
 pytestmark = pytest.mark.filterwarnings("error:the optimizer runs uncompiled")
 
@@ -34,7 +34,7 @@ class AdaBelief(RuleOptimizer):
 
 
 def adabelief(q, s, g, t):
-    """The same for tests/reference.py."""
+    """The same as a formula for the reference."""
     m = q["beta1"] * s.get("m", 0) + (1 - q["beta1"]) * g
     v = q["beta2"] * s.get("s", 0) + (1 - q["beta2"]) * (g - m) ** 2 + q["eps"]
     return m / (1 - q["beta1"] ** t) / ((v / (1 - q["beta2"] ** t)) ** 0.5 + q["eps"]), {"m": m, "s": v}
@@ -42,21 +42,15 @@ def adabelief(q, s, g, t):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_rule_of_one_s_own_learns_its_coefficients(compiled: bool) -> None:
-    rates = {"beta1": 0.05, "beta2": 0.05, "lr": 0.05}
+    start = {"beta1": 0.9, "beta2": 0.99, "lr": 1.0}
+    options = {**start, "hyper_lr": dict.fromkeys(start, 0.05), "max_grad_norm": 1.5}
     params = parameters()
-    optimizer = AdaBelief(groups(params), lr=1.0, hyper_lr=rates, max_grad_norm=1.5, compile=compiled)
-    q = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "lr": 1.0}
-    boxes = {"beta1": (0, 0.99), "beta2": (0.5, 0.999), "lr": (0, 10)}
-    reference = Reference(adabelief, params, q, hyper_lr=rates, max_grad_norm=1.5, boxes=boxes)
-    for t in range(1, 16):
-        set_lr(optimizer, t)
-        optimizer.zero_grad()
-        loss(params, t).backward()
-        optimizer.step()
-        reference.step(lambda xs, t=t: loss(xs, t), [LRS[g] * scale(t) for g in GROUP], [DECAYS[g] for g in GROUP])
-    assert error([p.detach() for p in params], reference.x) < 1e-9
-    assert optimizer.coefficients == pytest.approx({k: reference.q[k] for k in rates}, rel=1e-9)
-    assert all(optimizer.coefficients[k] != start for k, start in {"beta1": 0.9, "beta2": 0.99, "lr": 1.0}.items())
+    optimizer = AdaBelief(groups(params), **options, compile=compiled)
+    reference = Reference(oracle(AdaBelief, adabelief), params, **options)
+    assert len(list(train_beside(optimizer, params, reference, 15))) == 15
+    assert error([p.detach() for p in params], [x.detach() for x in reference.x]) < 1e-9
+    assert optimizer.coefficients == pytest.approx({k: reference.q[k] for k in start}, rel=1e-9)
+    assert all(optimizer.coefficients[k] != value for k, value in start.items())
 
 
 class Cautious(Adam):

@@ -33,7 +33,7 @@ def values(optimizer: RuleOptimizer, params) -> list[torch.Tensor]:
     """All that a step may change, copied: weights, states, coefficients and their momentum."""
     state = optimizer.state_dict()
     tensors = [p.detach() for p in params] + [v for s in state["state"].values() for v in s.values()]
-    return [v.clone() for v in tensors + [state["scalars"][k] for k in ("q", "q_made", "momentum")]]
+    return [v.clone() for v in tensors + [state["scalars"][k] for k in ("q", "q_applied", "momentum")]]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -261,14 +261,14 @@ def test_a_step_with_a_bad_gradient_is_refused(name: str, when: tuple[int, ...],
             before = values(optimizer, params)
             optimizer.step()
             assert same(values(optimizer, params), before)
-            assert optimizer.refused.item() == refused and not math.isfinite(optimizer.grad_norm)
+            assert optimizer.skipped.item() == refused and not math.isfinite(optimizer.grad_norm)
             continue
         undisturbed.zero_grad()
         loss(others, t).backward()
         refused = 0
         optimizer.step()
         undisturbed.step()
-        assert same(values(optimizer, params), values(undisturbed, others)) and optimizer.refused.item() == 0
+        assert same(values(optimizer, params), values(undisturbed, others)) and optimizer.skipped.item() == 0
 
 
 @pytest.mark.parametrize("name", [name for name in TABLE if not make(name, parameters()).learned])
@@ -278,7 +278,7 @@ def test_a_bad_gradient_is_visible_where_the_norm_is_not_read(name: str) -> None
     loss(params, 1).backward()
     params[BIAS].grad[0] = math.nan
     optimizer.step()
-    assert optimizer.grad_norm is None and optimizer.refused.item() == 0
+    assert optimizer.grad_norm is None and optimizer.skipped.item() == 0
     assert params[BIAS][0].isnan() and params[BIAS][1:].isfinite().all() and params[EMBEDDING].isfinite().all()
 
 

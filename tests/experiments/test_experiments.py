@@ -12,58 +12,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_runs import leave
 
 import data
 import experiments
 import train
-from experiments import EXPERIMENTS, ablations, figure8, frame, language, on_train, report, table3, table4
+from experiments import EXPERIMENTS, ablations, experiment, figure8, table3, table4, training_loss
 from experiments.__main__ import main, make
-from experiments.frame import ROOT, Computation, Evaluation, Training, distil, read, write
+from experiments.experiment import ROOT, Computation, Training, write
+from runtime.optimizers import adapt
 from runtime.settings import read_files
+from study.page import Table, Text
+from study.runner import Runner
 
 RUN = Training("try-1", "laptop", ("config/a.py",), {"seed": 1})
-NAMES = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs, records and a config file in a folder of the test."""
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config/a.py").write_text("batch_size = 2\ndevice = 'cpu'\n")
-    monkeypatch.setattr(frame, "ROOT", tmp_path)
-    monkeypatch.setattr(frame, "RECORDS", tmp_path / "records")
-    return tmp_path
+def evaluation_of(run: Training, dataset: str = "words") -> Computation:
+    settings = {"of": run.identity, "out_dir": str(run.out_dir), "datasets": [dataset], "protocol": "paper"}
+    return Computation(f"{run.name}-perplexity", run.scale, "table3", table3.perplexities, settings, after=run)
 
 
-def leave(run: Training, until: int | None = None, gain: float = 0.0, **config: object) -> None:
-    """What train.py leaves behind: a loss that falls to 1 - gain, coefficients that fall, the last checkpoint."""
-    run.out_dir.mkdir(parents=True, exist_ok=True)
-    files = read_files([frame.ROOT / path for path in run.configs])
-    full = {"max_iters": 200, "dataset": "words", "gradient_accumulation_steps": 1, "block_size": 8, "out_dir": "x",
-            **files, **run.all_settings(), **config}  # fmt: skip
-    if run.coefficients_from:
-        full |= {name: read(run.coefficients_from)["final"][name] for name in NAMES}
-    steps = full["max_iters"]
-    about = {"config": full, "commit": "abc", "parameters": 10, "device": "cpu"}
-    (run.out_dir / "config.json").write_text(json.dumps(about))
-    lines = ["step,tokens,seconds,train_loss,val_loss,lr,grad_norm," + ",".join((*NAMES, "h_beta1"))]
-    last = steps if until is None else until
-    (run.out_dir / f"ckpt_{last:06d}.pt").write_text("x")
-    described = {"step": last, "val_loss": None, "size": 1, "sha256": "abc"}
-    (run.out_dir / f"ckpt_{last:06d}.json").write_text(json.dumps(described))
-    for step in range(last + 1):
-        loss = 1 - gain + (steps - step) / steps
-        lines.append(
-            f"{step},{step * 16},{step / 10},{loss if step else ''},"
-            f"{loss + 1 if step % 50 == 0 or step == steps else ''},0.1,1,"
-            + ",".join(f"{0.9 - step / 1000}" for _ in NAMES) + ",0.5"
-        )  # fmt: skip
-    (run.out_dir / "metrics.csv").write_text("\n".join(lines) + "\n")
 
 
 def test_a_record_says_what_the_run_left(elsewhere: Path) -> None:
     leave(RUN)
-    record = distil(RUN)
+    record = RUN.made_record()
     assert record is not None
     assert record["final"]["val_loss"] == 2.0
     assert record["final"]["train_loss"] == pytest.approx(1 + 9.5 / 200)  # the last 20 steps: 19 to 0 steps to go
@@ -77,23 +51,23 @@ def test_a_record_says_what_the_run_left(elsewhere: Path) -> None:
 
 def test_an_unfinished_run_has_no_record(elsewhere: Path) -> None:
     leave(RUN, until=199)
-    assert distil(RUN) is None
+    assert RUN.made_record() is None
     assert not RUN.finished()
 
 
 def test_a_folder_with_another_run_is_not_taken_for_this_one(elsewhere: Path) -> None:
     leave(RUN, seed=2)
     with pytest.raises(RuntimeError, match="seed=2, not 1"):
-        distil(RUN)
+        RUN.made_record()
 
 
 def test_a_finished_run_is_recorded_and_not_run_again(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(RUN)
-    monkeypatch.setattr(frame, "call", lambda *_: pytest.fail("it ran again"))
-    RUN.execute({})
-    assert read(RUN) is not None
+    monkeypatch.setattr(Runner, "call", lambda *_: pytest.fail("it ran again"))
+    RUN.execute(Runner(experiment.ROOT))
+    assert RUN.record() is not None
     changed = Training(RUN.name, RUN.scale, RUN.configs, {"seed": 1, "beta1": 0.5})
-    assert read(changed) is None  # the record of other settings is no record
+    assert changed.record() is None  # the record of other settings is no record
 
 
 def test_an_interrupted_run_goes_on(elsewhere: Path) -> None:
@@ -109,41 +83,61 @@ def test_a_run_without_its_last_checkpoint_is_not_finished(elsewhere: Path, monk
     for kind in ("pt", "json"):
         (RUN.out_dir / f"ckpt_000200.{kind}").rename(RUN.out_dir / f"ckpt_000150.{kind}")
     (RUN.out_dir / "ckpt_000150.json").write_text('{"step": 150, "val_loss": 1.0, "size": 1, "sha256": "abc"}')
-    assert not RUN.finished() and not Evaluation(RUN, ("words",)).ready()
+    assert not RUN.finished() and not evaluation_of(RUN).ready()
     with pytest.raises(RuntimeError, match="no checkpoint of its last step, 200"):
-        on_train.training_loss(RUN.out_dir)
-    monkeypatch.setattr(frame, "call", lambda *_, also: 0)  # the disk is still full
+        training_loss.training_loss(RUN.out_dir)
+    monkeypatch.setattr(Runner, "call", lambda *_: 0)  # the disk is still full
     with pytest.raises(RuntimeError, match="does not hold the last step and its checkpoint"):
-        RUN.execute({})
-    monkeypatch.setattr(frame, "call", lambda *_, also: leave(RUN) or 0)
-    RUN.execute({})
-    assert read(RUN) is not None
+        RUN.execute(Runner(experiment.ROOT))
+    monkeypatch.setattr(Runner, "call", lambda *_: leave(RUN) or 0)
+    RUN.execute(Runner(experiment.ROOT))
+    assert RUN.record() is not None
 
 
 def test_a_record_is_that_of_what_the_config_files_say_now(elsewhere: Path) -> None:
     leave(RUN, device="cuda", compile=None, wandb_log=True)
-    RUN.execute({})
-    assert read(RUN) is not None  # where it was made, and who looked on, is not the run
+    RUN.execute(Runner(experiment.ROOT))
+    assert RUN.record() is not None  # where it was made, and who looked on, is not the run
     (elsewhere / "config/a.py").write_text("batch_size = 3\n")
-    assert read(RUN) is None and not RUN.finished()
+    assert RUN.record() is None and not RUN.finished()
     with pytest.raises(RuntimeError, match=r"batch_size=2, not 3: move it away"):
-        RUN.execute({})
+        RUN.execute(Runner(experiment.ROOT))
     (elsewhere / "config/a.py").write_text("batch_size = 2\nrho = 0.5\n")
-    assert read(RUN) is None
+    assert RUN.record() is None
+
+
+def test_coefficients_of_a_file_that_the_optimizer_lacks_are_no_difference(elsewhere: Path) -> None:
+    (elsewhere / "config/a.py").write_text("optimizer = 'lion'\nbeta1 = 0.9\nrho = 0.5\nhyper_lr = {'c': 1, 'lr': 1}\n")
+    lion = {"optimizer": "lion", "seed": 1, "coefficients": {"beta1": 0.9, "beta2": 0.99}, "hyper_lr": {"lr": 1}}
+    assert RUN.differences(lion) == []
+    assert RUN.differences(lion | {"coefficients": {"beta1": 0.8, "beta2": 0.99}}) == ["beta1=0.8, not 0.9"]
+    wrong = RUN.differences(lion | {"hyper_lr": {"beta1": 1, "lr": 1}})
+    assert wrong == ["hyper_lr={'beta1': 1, 'lr': 1}, not {'lr': 1}"]
+
+
+def test_again_sets_the_old_run_aside(elsewhere: Path) -> None:
+    for _ in range(2):  # the second replaces what the first set aside
+        leave(RUN)
+        RUN.execute(Runner(elsewhere))
+        assert RUN.record() is not None
+        RUN.set_aside()
+        assert RUN.record() is None and not RUN.out_dir.exists()
+        assert (RUN.out_dir.with_name("try-1.previous") / "metrics.csv").is_file()
+        assert RUN.path.with_name("try-1.json.previous").is_file()
 
 
 def test_a_folder_that_is_in_the_way_fails_its_run_alone(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stale, torn, good = (replace(RUN, name=name) for name in ("stale-1", "torn-1", "good-1"))
-    evaluations = [Evaluation(stale, ("words",)), Evaluation(torn, ("words",))]
+    evaluations = [evaluation_of(stale), evaluation_of(torn)]
     for run in (stale, torn, good):
         leave(run)
     leave(stale, seed=2)
     (torn.out_dir / "config.json").write_text('{"config": {"seed": 1}}')
     monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
-    experiment = replace(table3.EXPERIMENT, runs=lambda scale: [stale, torn, good, *evaluations])
-    assert make([experiment], "laptop", "*", 1) == 1
+    made = replace(table3.EXPERIMENT, runs=lambda scale: [stale, torn, good, *evaluations])
+    assert make(Runner(experiment.ROOT), [made], "laptop", "*", 1) == 1
     out = capsys.readouterr().out
     assert "stale-1 holds a run with seed=2, not 1: move it away" in out
     assert re.search(r"torn-1: .*config.json cannot be read: move .*torn-1 away", out)
@@ -154,15 +148,15 @@ def test_a_folder_that_is_in_the_way_fails_its_run_alone(
 def test_a_run_that_diverged_is_recorded_as_that(elsewhere: Path, corpus: str) -> None:
     (elsewhere / "train.py").symlink_to(ROOT / "train.py")
     settings = {"dataset": corpus, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "max_iters": 50,
-                "gradient_accumulation_steps": 1, "log_interval": 1, "max_refused": 3, "warmup_iters": 0,
+                "gradient_accumulation_steps": 1, "log_interval": 1, "max_skipped": 3, "warmup_iters": 0,
                 "learning_rate": 1e30, "compile": False}  # fmt: skip
     run = Training("lost-1", "laptop", ("config/a.py",), settings, on_train=True)
-    run.execute({})
-    record = read(run)
+    run.execute(Runner(experiment.ROOT))
+    record = run.record()
     assert record is not None and record["final"]["diverged"] and 3 < record["final"]["step"] < 50
     fixed = Training("fs-1", "laptop", ("config/a.py",), {"seed": 1}, coefficients_from=run)
-    assert not fixed.ready() and not Evaluation(run, ("words",)).ready()
-    whole, words = frame.parted({"lost-1": record, "try-2": {"final": {"val_loss": 1.0}}})
+    assert not fixed.ready() and not evaluation_of(run).ready()
+    whole, words = experiment.without_diverged({"lost-1": record, "try-2": {"final": {"val_loss": 1.0}}})
     assert list(whole) == ["try-2"]
     assert words == f"Diverged, and left out of everything below: lost-1 (step {record['final']['step']:g})."
 
@@ -175,19 +169,19 @@ def test_a_loss_that_is_no_number_is_never_recorded_as_one(elsewhere: Path) -> N
     refused[3] = "nan"  # the training loss of one step
     lines[195] = ",".join(refused)
     path.write_text("\n".join(lines) + "\n")
-    record = distil(RUN)
+    record = RUN.made_record()
     assert record is not None and record["final"]["train_loss"] == pytest.approx(1 + 9.5 / 200, abs=1e-3)
     last = lines[-1].split(",")
     last[4] = "inf"  # the last validation
     path.write_text("\n".join([*lines[:-1], ",".join(last)]) + "\n")
-    record = distil(RUN)
+    record = RUN.made_record()
     assert record is not None and record["final"] == {"diverged": True, "step": 200}
-    assert not Evaluation(RUN, ("words",)).ready()
+    assert not evaluation_of(RUN).ready()
     with pytest.raises(ValueError, match="JSON"):
         write(RUN.path, {"final": {"val_loss": math.nan}})
     computation = Computation("vision", "laptop", "table5", lambda settings: {"final": {"loss": math.nan}, "curve": []})
     computation.compute()
-    record = read(computation)
+    record = computation.record()
     assert record is not None and record["final"] == {"diverged": True} and "curve" not in record
 
 
@@ -201,25 +195,26 @@ def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
         "optimizer": "mada", "device": "cpu", "compile": False,
     }  # fmt: skip
     run = Training("tiny-1", "laptop", (), settings, on_train=True)
-    run.execute({})
-    uninterrupted = read(run)
+    run.execute(Runner(experiment.ROOT))
+    uninterrupted = run.record()
     run.path.unlink()  # back to where an interruption after step 5 would have left it
     (run.out_dir / "ckpt_000008.json").unlink()
     lines = (run.out_dir / "metrics.csv").read_text().splitlines()
     (run.out_dir / "metrics.csv").write_text("\n".join(lines[:7]) + "\n")
-    run.execute({})
+    run.execute(Runner(experiment.ROOT))
     assert "resuming after step 4" in (run.out_dir / "log.txt").read_text()
-    record = read(run)
+    record = run.record()
     assert record is not None and uninterrupted is not None
     assert record["curves"]["step"] == list(range(9))
     assert record["final"] == uninterrupted["final"]
     assert record["final"]["loss_on_train"] == pytest.approx(record["final"]["train_loss"], rel=0.05)
 
     (elsewhere / "evaluate.py").symlink_to(ROOT / "evaluate.py")
-    evaluation = Evaluation(run, (corpus,))
-    assert evaluation.ready() and not evaluation.finished()
-    evaluation.execute({})
-    evaluated = read(evaluation)
+    monkeypatch.setattr(table3, "ROOT", elsewhere)
+    evaluation = evaluation_of(run, corpus)
+    assert evaluation.ready()
+    evaluation.compute()
+    evaluated = evaluation.record()
     assert evaluated is not None
     assert evaluated["rows"][0]["perplexity"] == pytest.approx(math.exp(record["final"]["val_loss"]), rel=0.05)
 
@@ -232,11 +227,11 @@ def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
     assert tuned["final"]["before"] == pytest.approx(record["final"]["loss_on_train"], abs=1e-3)
     written = {"settings": settings, **tuned}
     table = table4.show("laptop", {run.name: record, "finetune/mada-1": written, "finetune/adam-1": written})[1]
-    assert isinstance(table, frame.Table)
+    assert isinstance(table, Table)
     assert [row[-1] for row in table.rows] == ["0.255", "0.276"] and "n = 1" in table.rows[0][3]
     large = record | {"config": record["config"] | {"weights": "gpt2-xl"}}
     text = table4.show("paper", {"finetune/mada-1": large})[0]
-    assert isinstance(text, frame.Text) and text.words.startswith("From the weights of gpt2-xl: 1,016 parameters")
+    assert isinstance(text, Text) and text.words.startswith("From the weights of gpt2-xl: 1,016 parameters")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -245,10 +240,10 @@ def test_what_ends_the_command_ends_the_runs_under_way(tmp_path: Path, number: i
     sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
     start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}"
     program = (
-        "import pathlib, signal, sys; import experiments.__main__ as command; from experiments import frame\n"
+        "import pathlib, signal, sys; import experiments.__main__ as command; from study.runner import Runner\n"
         f"signal.signal({int(number)}, signal.SIG_DFL)\n"  # the tests may run under nohup
         f"child = [sys.executable, '-c', {start!r}]\n"
-        f"command.make = lambda *given: frame.call(child, pathlib.Path({str(tmp_path / 'log')!r}), {{}})\n"
+        f"command.make = lambda runner, *given: runner.call(child, pathlib.Path({str(tmp_path / 'log')!r}))\n"
         "sys.exit(command.main(['run', 'all']))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -267,22 +262,22 @@ def test_what_ends_the_command_ends_the_runs_under_way(tmp_path: Path, number: i
 
 def test_a_run_that_fails_says_why(elsewhere: Path) -> None:
     with pytest.raises(RuntimeError, match=r"No such file|can't open file"):
-        RUN.execute({})
+        RUN.execute(Runner(experiment.ROOT))
 
 
 def test_what_needs_the_folder_of_a_run_waits_for_it(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record is there, as in a fresh clone, and the run is not: it is made again."""
     leave(RUN)
-    RUN.execute({})
-    evaluation = Evaluation(RUN, ("words",))
+    RUN.execute(Runner(experiment.ROOT))
+    evaluation = evaluation_of(RUN)
     monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
-    experiment = replace(table3.EXPERIMENT, runs=lambda scale: [RUN, evaluation])
+    made = replace(table3.EXPERIMENT, runs=lambda scale: [RUN, evaluation])
     for path in RUN.out_dir.iterdir():
         path.unlink()
     done = []
     monkeypatch.setattr(Training, "execute", lambda self, _: (done.append(self.name), leave(self)))
-    monkeypatch.setattr(Evaluation, "execute", lambda self, _: done.append(self.name))
-    assert make([experiment], "laptop", "*", 1) == 0
+    monkeypatch.setattr(Computation, "execute", lambda self, _: done.append(self.name))
+    assert make(Runner(experiment.ROOT), [made], "laptop", "*", 1) == 0
     assert done == ["try-1", "try-1-perplexity"]
 
 
@@ -290,19 +285,18 @@ def test_fixed_coefficients_come_from_the_finished_run(elsewhere: Path) -> None:
     fixed = Training("fs-1", "laptop", ("config/a.py",), {"seed": 1}, coefficients_from=RUN)
     assert not fixed.ready() and not fixed.finished()
     leave(RUN)
-    RUN.execute({})
+    RUN.execute(Runner(experiment.ROOT))
     assert fixed.ready()
     assert "--coefficients_from=records/laptop/try-1.json" in fixed.command()
-    assert frame.LEARNABLE == train.COEFFICIENTS
     leave(fixed)
-    fixed.execute({})
-    assert read(fixed) is not None
+    fixed.execute(Runner(experiment.ROOT))
+    assert fixed.record() is not None
     other = json.loads(RUN.path.read_text())
     other["final"]["rho"] = 0.123  # made again, the source ended elsewhere
     write(RUN.path, other)
-    assert read(fixed) is None and not fixed.finished()
+    assert fixed.record() is None and not fixed.finished()
     with pytest.raises(RuntimeError, match=r"rho=0\.7, not 0\.123"):
-        fixed.execute({})
+        fixed.execute(Runner(experiment.ROOT))
     (elsewhere / "config/a.py").write_text("batch_size = 3\n")
     assert not fixed.ready()  # the record of the source is that of other settings
 
@@ -313,10 +307,10 @@ def test_records_keep_six_digits(tmp_path: Path) -> None:
 
 
 def test_every_run_has_its_files_and_a_name_of_its_own() -> None:
-    for scale in frame.SCALES:
+    for scale in experiment.SCALES:
         runs = {}
-        for experiment in EXPERIMENTS.values():
-            for run in experiment.runs(scale):
+        for each in EXPERIMENTS.values():
+            for run in each.runs(scale):
                 assert runs.setdefault(run.name, run.identity) == run.identity, run.name
                 for config in getattr(run, "configs", ()):
                     assert (ROOT / config).is_file(), config
@@ -326,7 +320,7 @@ def test_every_run_is_one_that_train_accepts(monkeypatch: pytest.MonkeyPatch) ->
     """Of all scales: nobody can try those of the others here."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.chdir(ROOT)
-    runs = {run.path: run for scale in frame.SCALES for e in EXPERIMENTS.values() for run in e.runs(scale)}
+    runs = {run.path: run for scale in experiment.SCALES for e in EXPERIMENTS.values() for run in e.runs(scale)}
     seen = {}  # what differs in the seed alone, or in the betas of a fine grid, is tried once
     for run in runs.values():
         if isinstance(run, Training):
@@ -335,7 +329,7 @@ def test_every_run_is_one_that_train_accepts(monkeypatch: pytest.MonkeyPatch) ->
     assert len(seen) > 60
     for run in seen.values():
         command = run.command()
-        cfg = train.parse(train.Config, command[command.index("train.py") + 1 :], train.check, run.name)
+        cfg = train.parse(train.Config, command[command.index("train.py") + 1 :], train.check, run.name, adapt)
         assert cfg.device == ("cpu" if run.scale == "laptop" else "auto"), run.name
         assert cfg.max_iters > cfg.warmup_iters
 
@@ -378,10 +372,10 @@ def test_no_more_windows_are_said_than_there_are() -> None:
             return self.size
 
     for tokens, batch, block in ((1_003_854, 12, 64), (1_003_854, 64, 256), (301_966, 4, 1024)):
-        used = len(data.val_starts(Some(tokens), block, on_train.EVALUATION_BATCHES * batch))  # type: ignore[arg-type]
-        assert re.match(rf"(all )?{used:,} windows of {block} tokens", on_train.windows(batch, block, tokens))
-    assert on_train.windows(12, 64, None).startswith("up to 2,400 windows")
-    assert on_train.windows(64, 256, 1_003_854).startswith("all 3,921 windows")
+        used = len(data.val_starts(Some(tokens), block, training_loss.EVALUATION_BATCHES * batch))  # type: ignore[arg-type]
+        assert re.match(rf"(all )?{used:,} windows of {block} tokens", training_loss.windows(batch, block, tokens))
+    assert training_loss.windows(12, 64, None).startswith("up to 2,400 windows")
+    assert training_loss.windows(64, 256, 1_003_854).startswith("all 3,921 windows")
 
 
 def test_what_is_timed_runs_last_and_alone(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,135 +384,16 @@ def test_what_is_timed_runs_last_and_alone(elsewhere: Path, monkeypatch: pytest.
     monkeypatch.delenv("OMP_NUM_THREADS")
     done = []
 
-    def execute(self: Computation, environment: dict[str, str]) -> None:
+    def execute(self: Computation, runner: Runner) -> None:
+        environment = runner.environment
         done.append((self.name, environment["OMP_NUM_THREADS"], environment["CUDA_VISIBLE_DEVICES"]))
 
     monkeypatch.setattr(Computation, "execute", execute)
     runs = [Computation(name, "laptop", "x", dict, alone=name.startswith("cost")) for name in ("cost/1", "a", "cost/2")]
-    assert make([replace(table3.EXPERIMENT, runs=lambda scale: runs)], "laptop", "*", 4) == 0
+    assert make(Runner(experiment.ROOT), [replace(table3.EXPERIMENT, runs=lambda scale: runs)], "laptop", "*", 4) == 0
     assert done == [("a", "2", ""), ("cost/1", "8", ""), ("cost/2", "8", "")]
     assert all(run.alone for run in EXPERIMENTS["appendix_d"].runs("laptop"))
     assert runs[0].identity != runs[1].identity  # a time from beside others is no record of it
-
-
-def test_the_papers_numbers_have_rows() -> None:
-    assert set(language.PAPER_LOSS) <= set(language.ROWS)
-
-
-def test_the_area_of_a_plane() -> None:
-    import numpy as np
-
-    plane = np.array([[0.0, 1.0], [0.0, 1.0]])
-    assert figure8.area_near(plane, (0, 1), (0, 1), 0.25) == pytest.approx(0.25, abs=5e-3)
-
-
-def test_table_3_stands_beside_the_papers() -> None:
-    rows = [{"dataset": name, "perplexity": 10.0 + i} for i, name in enumerate(("openwebtext", *table3.OTHERS))]
-    table = table3.show("paper", {"mada-5000": {}, "mada-5000-perplexity": {"rows": rows}})[1]
-    assert isinstance(table, frame.Table)
-    assert table.rows == [
-        [language.ROWS["mada"].label, "1", "10.00", "17.8249", "11.00", "61.2513", "12.00", "74.2480"]
-    ]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of made-up runs of table 2 and figure 8, all there, and of the committed records of the others."""
-    folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frame, "training_loss", lambda out_dir: 1.0 + len(str(out_dir)) / 1000)  # there is no checkpoint
-        real = frame.RECORDS
-        patch.setattr(frame, "ROOT", folder)
-        patch.setattr(frame, "RECORDS", folder / "records")
-        (folder / "config").symlink_to(ROOT / "config")
-        for experiment in EXPERIMENTS.values():
-            for run in experiment.runs("laptop"):
-                if isinstance(run, Training) and run.name == "grid/adam-0.99-0.99":
-                    leave(run)
-                    record = distil(run, gave_up=True)
-                    assert record is not None
-                    write(run.path, record)
-                elif isinstance(run, Training):
-                    leave(run, gain=0.25 if run.name.startswith("mada-") else run.settings.get("beta1", 0) / 10)
-                    run.execute({})
-                elif isinstance(run, Computation) and (real / "laptop" / f"{run.name}.json").is_file():
-                    run.path.parent.mkdir(parents=True, exist_ok=True)
-                    run.path.write_text((real / "laptop" / f"{run.name}.json").read_text())
-        report.write_report(list(EXPERIMENTS.values()), folder)
-    return folder
-
-
-def test_the_report_shows_the_records(built: Path) -> None:
-    markdown = (built / "report.md").read_text()
-    assert "rho = 0) | 3 | 1.7500 ± 0.0000 | -0.2500 [-0.2500, -0.2500], p < 0.0001 |" in markdown
-    assert "| 2.8806 | -0.0150 |" in markdown
-    assert "| MADA-FS minus MADA (from beta3 = 0.9, rho = 0) | 3 | +0.0000 [" not in markdown
-    assert "| MADA-FS minus MADA (from beta3 = 0.9, rho = 0) | 3 | +0.2500 [+0.2500, +0.2500], p < 0.0001 |" in markdown
-    assert re.search(r"\| Adam \| 1\.0\d+ \| .* \| diverged \| 11 of 12 \| \d+% \| 0\.94 at", markdown)
-    assert "2,400 windows of 64 tokens of the training split" in markdown
-    for picture in re.findall(r"\]\((figures/.*?)\)", markdown):
-        assert (built / picture).stat().st_size > 5000
-    page = (built / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(re.findall(r"\]\(figures/", markdown)) >= 4
-    assert 'src="figures' not in page and "://" not in page  # it stands alone
-    assert len(page) < 1_000_000
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_any_one_record_is_enough_to_show(name: str, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame, "ROOT", built)
-    monkeypatch.setattr(frame, "RECORDS", built / "records")
-    found = frame.parted(frame.records(EXPERIMENTS[name].runs("laptop")))[0]
-    kinds = {path.rpartition("-")[0]: path for path in found}  # one of each
-    for path in kinds.values():
-        assert EXPERIMENTS[name].show("laptop", {path: found[path]})
-
-
-def test_gpt2_is_shown_beside_the_paper(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame, "ROOT", built)
-    monkeypatch.setattr(frame, "RECORDS", built / "gpu")
-    runs = EXPERIMENTS["gpt2"].runs("gpu")
-    for run in runs[:3]:
-        assert isinstance(run, Training)
-        leave(run)
-        run.execute({})
-    words, table, figure = EXPERIMENTS["gpt2"].show("gpu", frame.records(runs))
-    assert isinstance(words, frame.Text) and "60 sequences a step, 300 steps" in words.words
-    assert isinstance(table, frame.Table) and [row[0][:5] for row in table.rows] == ["Adam", "Adan,", "Hyper"]
-    assert isinstance(figure, frame.Figure) and len(report.picture(figure)) > 5000
-
-
-def test_all_devices_are_named() -> None:
-    record = {"config": {"batch_size": 2, "gradient_accumulation_steps": 3, "block_size": 4, "max_iters": 5,
-                         "dataset": "words"}, "parameters": 6}  # fmt: skip
-    found = {device: record | {"device": device} for device in ("cuda:0", "cpu")}
-    assert language.about(found).endswith("on cpu and cuda:0.")
-
-
-def test_the_readme_has_the_tables_main_columns(elsewhere: Path) -> None:
-    (elsewhere / "config").rename(elsewhere / "other")
-    (elsewhere / "config").symlink_to(ROOT / "config")
-    for run in EXPERIMENTS["table2"].runs("laptop"):
-        if run.name in ("adam-1", "mada-1"):
-            assert isinstance(run, Training)
-            leave(run, gain=0.25 if run.name == "mada-1" else 0.0)
-            run.execute({})
-    readme = elsewhere / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    nothing = replace(EXPERIMENTS["table2"], runs=lambda scale: ())
-    report.refresh_readme(nothing, readme)
-    assert "No run of table 2 is recorded." in readme.read_text()
-    report.refresh_readme(EXPERIMENTS["table2"], readme)
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| MADA (from beta3 = 0.9, rho = 0) | 1 | 1.7500 | -0.2500 (n = 1, no test) | -0.0150 |" in text
-    report.refresh_readme(EXPERIMENTS["table2"], readme)
-    assert readme.read_text() == text
-
-
-def test_the_same_records_make_the_same_report(built: Path) -> None:
-    block = frame.Figure("f", "a line", lambda figure: figure.subplots().plot([0, 1], [0, 1]))
-    assert report.picture(block) == report.picture(block)
 
 
 def test_the_command_lists_what_is_missing(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,5 @@
 """The loss that figure 8, table 4 and the ablations are about: the last checkpoint's on its own training split."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,84 @@
+"""Means over seeds, paired differences with a test, and Holm's correction."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import special
+
+Losses = Mapping[int, float]  # by seed
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over the seeds (n - 1); NaN for one."""
+    if len(values) < 2:
+        return math.nan
+    return math.sqrt(sum((value - mean(values)) ** 2 for value in values) / (len(values) - 1))
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 4) -> str:
+    """Such as "1.9225 ± 0.0041"; the mean alone for one value."""
+    text = f"{mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {spread(values):.{digits}f}"
+
+
+def p_text(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences between two runs of the same seed (same weights at the start, same batches): the second minus the
+    first; `p` is two-sided, from Student's t over the n differences. Below n = 3 there is no test: interval and p are
+    NaN, for two differences that agree by chance would make any p."""
+
+    n: int
+    difference: float
+    low: float  # 95% confidence interval
+    high: float
+    p: float
+    digits: int = 4  # shown after the point
+
+    def __str__(self) -> str:
+        difference, low, high = (f"{value:+.{self.digits}f}" for value in (self.difference, self.low, self.high))
+        if self.n < 3:
+            return f"{difference} (n = {self.n}, no test)"
+        return f"{difference} [{low}, {high}], {p_text(self.p)}"
+
+
+def paired(first: Losses, second: Losses, digits: int = 4) -> Paired | None:
+    """From {seed: value} of both, over the seeds that both have; None if there is none."""
+    differences = [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
+    if not differences:
+        return None
+    n, centre = len(differences), mean(differences)
+    if n < 3:
+        return Paired(n, centre, math.nan, math.nan, math.nan, digits)
+    error = spread(differences) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 0.975)) * error
+    p = 2 * float(special.stdtr(n - 1, -abs(centre) / error)) if error else float(centre == 0)
+    return Paired(n, centre, centre - half, centre + half, p, digits)
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for their number (Holm, 1979): below 0.05 in all means at most 5% for any false one.
+
+    The smallest of k is multiplied by k, the next by k - 1 and so on, none below the one before. NaN (no test) stays
+    NaN and is not counted.
+    """
+    tested = sorted((value, name) for name, value in p.items() if not math.isnan(value))
+    corrected, least = dict.fromkeys(p, math.nan), 0.0
+    for i, (value, name) in enumerate(tested):
+        least = max(least, min(1.0, value * (len(tested) - i)))
+        corrected[name] = least
+    return corrected
+
+
+def loss_cells(losses: Mapping[str, Losses], name: str, baseline: str, digits: int = 4) -> list[str]:
+    """Two cells of a table: mean ± spread of `name`, and its paired difference from the baseline ("" for itself)."""
+    difference = paired(losses.get(baseline, {}), losses[name], digits) if name != baseline else None
+    return [mean_and_spread([*losses[name].values()], digits), str(difference or "")]
