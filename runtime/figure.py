@@ -127,11 +127,11 @@ def unstretched(y: np.ndarray) -> np.ndarray:
 
 def _draw_values(axes: Any, rows: Rows, names: list[str]) -> None:
     within = True
-    for i, name in enumerate(names):  # ever thinner, so that equal ones are visible beneath each other
+    for i, name in enumerate(names):  # each thinner than the one before: equal lines stay visible
         steps, values = series(rows, name)
         within = within and all(0 <= value <= 1 for value in values)
-        change = f" {values[0]:.4g} → {values[-1]:.4g}" if values else ""
-        style = {"linewidth": 3.2 - 0.3 * i, "clip_on": False}
+        change = f" {values[0]:.5g} → {values[-1]:.5g}" if values else ""
+        style = {"linewidth": max(3.2 - 0.3 * i, 0.8), "clip_on": False}
         axes.plot(steps, values, label=SYMBOLS.get(name, name) + change, color=_color(name, i), **style)
     if within:
         axes.set_yscale("function", functions=(stretched, unstretched))
@@ -151,7 +151,7 @@ def _draw_gradients(axes: Any, rows: Rows, learned: dict[str, str]) -> None:
     sizes = []
     for i, (name, column) in enumerate(learned.items()):
         steps, values = series(rows, column)
-        sizes += [abs(value) for value in values if value]
+        sizes += [abs(value) for value in values if value and math.isfinite(value)]
         axes.plot(steps, values, label=SYMBOLS.get(name, name), color=_color(name, i), **style)
     if sizes:  # linear around zero, logarithmic above the lower quartile of the sizes
         axes.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(sorted(sizes)[len(sizes) // 4])))

@@ -105,8 +105,15 @@ def corrupt(folder: Path, **entries: object) -> None:
 def test_missing_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"no data set 'shakespear'.*shakespeare_char"):
         open_dataset("shakespear")
-    with pytest.raises(DataError, match="nowhere"):
-        open_dataset(str(tmp_path / "nowhere"))
+    (tmp_path / "loop").symlink_to("loop")
+    for path, message in (
+        (tmp_path / "nowhere", r"no data set '.*nowhere': neither a prepared folder"),
+        (tmp_path / "loop", r"no data set '.*loop'"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("~nobody-has-this-name/set", "~nobody-has-this-name/set: "),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_dataset(str(path))
     import data.dataset
 
     (tmp_path / "pystdlib").mkdir()
