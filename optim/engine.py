@@ -18,7 +18,7 @@ No graph outlives a step, autograd never goes through the model a second time, a
 """
 
 import weakref
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from . import options
 from .compiled import CompiledPass
-from .flat import Bucket, Kind, Rows, share, whole
+from .flat import Bucket, Kind, Rows, name_of, overlapping, own_storage, share, whole
 from .options import Options, refuse_outside
 from .rule import Coefficient
 
@@ -124,9 +124,8 @@ class RuleOptimizer(Optimizer):
         )  # fmt: skip
         self.options, self.learned, self.fields = asked, asked.learned, asked.fields
         self._fixed_names = tuple(k for k in asked.start if k not in self.learned)
-        self._q_type = namedtuple("Q", asked.start.keys())  # type: ignore[misc]
         self.buckets: list[Bucket] = []
-        self._passes: dict[Any, CompiledPass] = {}
+        self._prepare()
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
         # The scalars live on the first parameter's device, in float64 where it has that: 0.9 + 1e-9 is not 0.9.
@@ -181,18 +180,26 @@ class RuleOptimizer(Optimizer):
                 raise
 
     def _add_buckets(self, groups: list[dict[str, Any]]) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if both := overlapping(parameters):
+            names = " and ".join(name_of(p, self.param_groups) for p in both)
+            raise ValueError(f"{type(self).__name__}: {names} lie in the same memory: give the optimizer one of them, "
+                             "and tie modules by sharing the Parameter itself")  # fmt: skip
         for kind in dict.fromkeys(Kind.of(p) for group in groups for p in group["params"]):
             if not kind.dtype.is_floating_point:
                 raise ValueError(f"{type(self).__name__}: parameters of dtype {kind.dtype} cannot be optimized")
             half = self.options.half
-            bucket = Bucket(groups, kind, self.State, self.fields, half, learning=bool(self.learned))
-            self.buckets.append(bucket)
-            matrices = bucket.states if bucket.pending is None else bucket.states | {"pending": bucket.pending}
-            for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.spans, strict=True)):
-                if p.numel():
-                    self.state[p] = {k: bucket.view(matrix, i) for k, matrix in matrices.items()}
-                if row < end:
-                    self.state[p] |= {k: getattr(bucket.rows, v)[row:end] for k, v in COLUMNS.items()}
+            self.buckets.append(Bucket(groups, kind, self.State, self.fields, half, learning=bool(self.learned)))
+            self._show_state(self.buckets[-1])
+
+    def _show_state(self, bucket: Bucket) -> None:
+        """Put the parameters' views of the bucket's rows into `state`."""
+        matrices = bucket.states if bucket.pending is None else bucket.states | {"pending": bucket.pending}
+        for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.spans, strict=True)):
+            if p.numel():
+                self.state[p] = {k: own_storage(bucket.view(matrix, i)) for k, matrix in matrices.items()}
+            if row < end:
+                self.state[p] |= {k: getattr(bucket.rows, v)[row:end] for k, v in COLUMNS.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients. With set_to_none=False they are zeroed and stay views of one flat matrix, into which
@@ -360,8 +367,23 @@ class RuleOptimizer(Optimizer):
     # ---------------------------------------------------------------------------------------------------- state
 
     def __getstate__(self) -> dict[str, Any]:
-        """All of it for copy.deepcopy, which copies the parameters too, but for what is compiled."""
-        return self.__dict__ | {"_passes": {}}
+        """For copy.deepcopy and pickle: all but what is compiled or made by others, such as hooks and the `step` that a
+        scheduler wrapped, as in torch.optim."""
+        made_by_torch = super().__getstate__() | {"state": defaultdict(dict)}  # the buckets hold the state
+        ours = ("options", "learned", "fields", "buckets", "_fixed_names", "_device", "_hyper", "_scalars",
+                "_needs_norm", "_compiled")  # fmt: skip
+        return made_by_torch | {k: self.__dict__[k] for k in ours}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+        for bucket in self.buckets:
+            self._show_state(bucket)
+
+    def _prepare(self) -> None:
+        """What is made anew in a copy."""
+        self._q_type = namedtuple("Q", self.options.start.keys())  # type: ignore[misc]
+        self._passes: dict[Any, CompiledPass] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads

@@ -242,7 +242,7 @@ def test_parameters_replaced_under_it_are_followed() -> None:
     assert all(map(torch.equal, params, others))
     params[0].data = params[0].data.float()
     params[0].grad = None
-    with pytest.raises(RuntimeError, match=r"moved to cpu, torch\.float32"):
+    with pytest.raises(RuntimeError, match=r"shape \(6, 4\) is on cpu, torch\.float32"):
         optimizer.step()
 
 
