@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,10 @@ def draw(out_dir: str | Path) -> Path:
     return target
 
 
-def draw_if_possible(out_dir: str | Path) -> str:
-    """`draw` for the end of a run, which no failure of it may change: where the picture is, or why there is none."""
-    try:
-        return f"its picture in {draw(out_dir)}"
-    except Exception as error:  # whatever matplotlib, its settings or the disk raise
-        return f"no picture: {error}"
-
-
 def make_figure(rows: Rows, title: str) -> Any:
     """The figure as a matplotlib object. Raises KeyError, TypeError or ValueError for rows that are not a run's."""
-    from matplotlib import rc_context  # not pyplot, which would load the backend that MPLBACKEND names
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, for instance; a picture in a file needs none
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     names = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
