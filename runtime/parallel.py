@@ -74,9 +74,9 @@ class World:
         total, votes = both.tolist()
         return total, votes > 0
 
-    def number(self, x: float) -> torch.Tensor:
-        """x on the device."""
-        return torch.tensor(x, device=self.device)
+    def agreed(self, asked: bool) -> bool:
+        """Whether to leave now. A sharded model needs all processes in each pass: there they leave together."""
+        return self.any(asked) if self.sharded else asked
 
     def any(self, asked: bool) -> bool:
         """Whether any of the processes says `asked`. Waits for the device."""

@@ -36,7 +36,7 @@ def listening() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def wait_for_boundaries() -> None:
+def between_steps_only() -> None:
     """There is something to save now: no more leaving in the middle of things."""
     global _at_boundaries
     _at_boundaries = True

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data import Dataset, val_starts
 from model import GPT, GPTConfig
 from runtime import checkpoint, huggingface, memory
@@ -53,10 +55,14 @@ class Start:
         """Training loss of a step interrupted before logging."""
         return self.saved.get("pending_loss") if self.saved else None
 
-    @property
-    def logged(self) -> bool:
-        """Whether `step` was logged before it was saved."""
-        return self.saved is not None and self.pending_loss is None
+    def unlogged(self, world: World) -> torch.Tensor | None:
+        """The training loss of `step`, a 0-D tensor, where `step` was not logged before it was saved: 0 for step 0.
+
+        It was summed over the processes already, so that the first one has all of it.
+        """
+        if self.saved is not None and self.pending_loss is None:
+            return None
+        return torch.tensor((self.pending_loss or 0.0) if world.rank == 0 else 0.0, device=world.device)
 
     def lines(self) -> Iterator[str]:
         """What to tell the user about it."""
