@@ -335,7 +335,7 @@ BAD = {
     "max_grad_norm = -1": lambda p: MADA(p, max_grad_norm=-1.0),
     "order = 'sideways' must be one of coefficients_first, weights_first": lambda p: MADA(p, order="sideways"),
     "lr = 0 cannot be learned": lambda p: Adam(p, lr=0.0, hyper_lr={"lr": 1e-3}),
-    "param group: no coefficient 'beta1', it has lr, weight_decay": lambda p: Adam([{"params": p, "beta1": 0.5}]),
+    "param group 0: beta1 is the same for all groups, give it to Adam": lambda p: Adam([{"params": p, "beta1": 0.5}]),
     "group: lr = -0.5": lambda p: Adam([{"params": p, "lr": -0.5}]),
     "group: weight_decay = -2": lambda p: Adam([{"params": p, "weight_decay": -2}]),
     "torch.int64": lambda p: Adam([torch.arange(3)]),
