@@ -47,11 +47,14 @@ def reading(path: str | Path) -> Iterator[None]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a half, whenever the power fails."""
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.json")
-    with open(partial, "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    publish(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as f:
+            json.dump(content, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # of a full disk
 
 
 def publish(partial: Path, path: Path) -> None:
