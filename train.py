@@ -220,7 +220,7 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
     clock = Clock(begin.seconds, begin.step)
     val_losses = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
     return Run(cfg, dataset, model, net, ddp, optimizer, recorder, begin.spikes, clock, world, begin.step,
-               begin.unlogged(world), val_losses)  # fmt: skip
+               begin.unlogged, val_losses)  # fmt: skip
 
 
 def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop | Rollback | None:

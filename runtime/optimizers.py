@@ -1,11 +1,11 @@
-"""Which optimizer a run has, and what may be set of it: the rules of optim/, a user's own, or any torch optimizer.
+"""The optimizer of a run and its settings: a rule of optim/, a user's rule, or any torch optimizer.
 
     --optimizer=mada                        a rule of optim/
-    --optimizer=path/to/file.py:ClassName   a rule in a file of the user's, which is imported, that is: executed
+    --optimizer=path/to/file.py:ClassName   a rule in a user's file, which is imported and thereby executed
     --optimizer=torch.optim:AdamW           a class or function (param groups, lr, weight_decay, ...) -> torch optimizer
 
-A rule says itself which coefficients it has (`table`, `constants`): only they may be set, learned, logged and started
-from another run. Nothing else lists coefficients. A torch optimizer takes keywords from --coefficients.NAME=VALUE.
+A rule declares its coefficients (`table`, `constants`); no other place lists them. The keywords of a torch optimizer
+are set by --coefficients.NAME=VALUE.
 """
 
 from __future__ import annotations
@@ -33,32 +33,38 @@ DEFAULT = "mada"
 
 
 def load(spec: str) -> Any:
-    """The rule (a subclass of RuleOptimizer) or the function that makes a torch optimizer. Raises ConfigError."""
-    place, colon, name = spec.rpartition(":")
+    """The rule (a subclass of RuleOptimizer), or the callable that makes a torch optimizer. Raises ConfigError."""
+    module_name, colon, name = spec.rpartition(":")
     if not colon:
         if spec.lower() in OPTIMIZERS:
             return OPTIMIZERS[spec.lower()]
         raise ConfigError(f"optimizer={spec!r} is not one of {', '.join(OPTIMIZERS)}{nearest(spec, OPTIMIZERS, '')}; "
                           "your own is path/to/file.py:ClassName or package:ClassName")  # fmt: skip
     try:
-        module = _load_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # a user's file can fail with anything
-        raise ConfigError(f"optimizer={spec!r}: {place} cannot be imported ({type(error).__name__}: {error})") from None
-    made = getattr(module, name, None)
-    if not callable(made):
+        module = _import(module_name)
+    except Exception as error:  # a user's file may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"optimizer={spec!r}: {module_name} cannot be imported ({reason})") from None
+    factory = getattr(module, name, None)
+    if not callable(factory):
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise ConfigError(f"optimizer={spec!r}: {place} has no class or function {name!r}{nearest(name, names, '')}")
-    return made
+        problem = f"{module_name} has no class or function {name!r}{nearest(name, names, '')}"
+        raise ConfigError(f"optimizer={spec!r}: {problem}")
+    return factory
 
 
-def _load_file(path: Path) -> Any:
-    name = str(path.resolve())  # as a module's name it takes no other's place
+def _import(module: str) -> Any:
+    """Import a module by its dotted name or by the path of its file."""
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    path = Path(module).expanduser().resolve()
+    name = str(path)  # as the module's name, it cannot collide with another module
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, name)
+        spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None or not path.is_file():
             raise FileNotFoundError("there is no such file")
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        sys.path.append(str(path.resolve().parent))  # what it imports may lie beside it
+        sys.path.append(str(path.parent))  # for imports of neighbouring files
         try:
             spec.loader.exec_module(sys.modules[name])
         except BaseException:
@@ -67,88 +73,88 @@ def _load_file(path: Path) -> Any:
     return sys.modules[name]
 
 
-def is_rule(made: Any) -> bool:
-    """Whether it is one of ours, or a user's of our kind: its coefficients can be learned."""
-    return isinstance(made, type) and issubclass(made, RuleOptimizer)
+def is_rule(factory: Any) -> bool:
+    return isinstance(factory, type) and issubclass(factory, RuleOptimizer)
 
 
 # ------------------------------------------------------------------------------------------------------- settings
 
 
 def adapt(settings: list[Setting]) -> Adapted:
-    """Let the chosen optimizer decide what the settings of coefficients mean (`parse` of runtime/settings.py).
+    """Apply the settings of coefficients to the chosen optimizer (see `parse` in runtime/settings.py).
 
-    `beta1 = 0.9` becomes an entry of `coefficients`. What config files say of coefficients that the optimizer lacks is
-    left out, with a note; of hyper rates written for another optimizer, those stay that this one learns by default. On
-    the command line the same is an error. The rule's own values come first, so that the result is complete.
+    `beta1 = 0.9` becomes an entry of `coefficients`, which start with the values of the rule. A coefficient that the
+    optimizer does not have is an error on the command line; in a config file it is ignored, with a note. Of `hyper_lr`
+    and `hyper_momentum` in a config file written for another optimizer, only entries for coefficients that this one
+    learns by default are used.
     """
     try:
         spec = next((_spec(s) for s in reversed(settings) if s.key == "optimizer"), DEFAULT)
-        made = load(spec)
+        factory = load(spec)
     except ConfigError as error:
         return Adapted([s for s in settings if not _about_coefficients(s)], errors=[str(error)])
-    rule = made if is_rule(made) else None
+    rule = factory if is_rule(factory) else None
     names = [*rule.table, *rule.constants] if rule else []
-    own: dict[str, Any] = {"coefficients": {}, "hyper_lr": {}, "hyper_momentum": 0.0}
+    defaults: dict[str, Any] = {"coefficients": {}, "hyper_lr": {}, "hyper_momentum": 0.0}
     if rule:
-        own["coefficients"] = {name: c.start for name, c in rule.table.items()} | dict(rule.constants)
-        own["hyper_lr"] = {name: rule.table[name].hyper_lr for name in rule.learns}
+        defaults["coefficients"] = {name: c.start for name, c in rule.table.items()} | dict(rule.constants)
+        defaults["hyper_lr"] = {name: rule.table[name].hyper_lr for name in rule.learns}
     written_for = _written_for(settings)
 
-    merged, said_at = dict(own), dict.fromkeys(own, "")
+    merged, last_set = dict(defaults), dict.fromkeys(defaults, "")
     others: list[Setting] = []
-    left_out: dict[str, dict[str, None]] = {"": {}}  # names by field, in order
-    errors: dict[str, list[str]] = {field: [] for field in own}
+    ignored: dict[str, dict[str, None]] = {"": {}}  # names by field, in order
+    errors: dict[str, list[str]] = {field: [] for field in defaults}
     for setting in settings:
         if not _about_coefficients(setting, names):
             others.append(setting._replace(value=_spec(setting)) if setting.key == "optimizer" else setting)
             continue
         field, _, entry = setting.key.partition(".")
-        if field not in own:  # `beta1 = 0.9`
+        if field not in defaults:  # `beta1 = 0.9`
             field, entry = "coefficients", setting.key
-        said_at[field] = setting.where
-        if not entry and field != "coefficients":  # takes the place of all before it, mistakes included
+        last_set[field] = setting.where
+        if not entry and field != "coefficients":  # replaces earlier settings and their errors
             errors[field] = []
         if not entry and not isinstance(setting.value, dict):
-            merged[field] = own[field] if setting.value is None else setting.value
+            merged[field] = defaults[field] if setting.value is None else setting.value
             continue
-        elsewhere = bool(setting.layer) and written_for[setting.layer] != spec
-        known = names if field == "coefficients" else [*(rule.learns if elsewhere else names), "lr"] if rule else []
+        foreign = bool(setting.file) and written_for[setting.file] != spec
+        known = names if field == "coefficients" else [*(rule.learns if foreign else names), "lr"] if rule else []
         kept: dict[str, Any] = {}
         for name, value in ({entry: setting.value} if entry else setting.value).items():
             if rule and name in known and field == "coefficients" and type(value) not in (int, float, type(None)):
                 errors[field].append(f"{setting.where}: {name} must be a number, not {value!r}")
-            elif name in known or (field == "coefficients" and not rule and not elsewhere):
-                kept[name] = own[field].get(name) if value is None else value
-            elif setting.layer and value is not None:
-                left_out.setdefault("" if field == "coefficients" else f"{field} of ", {})[name] = None
+            elif name in known or (field == "coefficients" and not rule and not foreign):
+                kept[name] = defaults[field].get(name) if value is None else value
+            elif setting.file and value is not None:
+                ignored.setdefault("" if field == "coefficients" else f"{field} of ", {})[name] = None
             elif value is not None:
                 errors[field].append(f"{setting.where}: {_unknown(name, field, spec, names)}")
-        whole = field != "coefficients" and not entry and not elsewhere  # a whole dict takes the place of another
-        merged[field] = kept if whole or not isinstance(merged[field], dict) else merged[field] | kept
+        replace = field != "coefficients" and not entry and not foreign
+        merged[field] = kept if replace or not isinstance(merged[field], dict) else merged[field] | kept
     merged["coefficients"] = {name: value for name, value in merged["coefficients"].items() if value is not None}
-    said = "; ".join(field + ", ".join(left) for field, left in left_out.items() if left)
-    notes = [f"optimizer={spec} leaves out what the config files say of {said}"] if said else []
-    found = [Setting(said_at[field], field, value) for field, value in merged.items()]
-    return Adapted([*others, *found], names, [e for of_field in errors.values() for e in of_field], notes)
+    listed = "; ".join(field + ", ".join(left) for field, left in ignored.items() if left)
+    notes = [f"optimizer={spec} ignores these settings of the config files: {listed}"] if listed else []
+    result = [Setting(last_set[field], field, value) for field, value in merged.items()]
+    return Adapted([*others, *result], names, [e for of_field in errors.values() for e in of_field], notes)
 
 
 def _spec(setting: Setting) -> str:
-    """The optimizer that a setting names; a file that lies beside the config file which names it is named from here."""
-    place, colon, name = str(setting.value).rpartition(":")
-    beside = Path(setting.layer).parent / place
-    if colon and place.endswith(".py") and setting.layer and not Path(place).expanduser().exists() and beside.exists():
+    """The value of an `optimizer` setting; the path of a rule may be relative to the config file."""
+    path, colon, name = str(setting.value).rpartition(":")
+    beside = Path(setting.file).parent / path
+    if colon and path.endswith(".py") and setting.file and not Path(path).expanduser().exists() and beside.exists():
         return f"{beside}:{name}"
     return str(setting.value)
 
 
 def _written_for(settings: list[Setting]) -> dict[str, str]:
-    """{config file: the optimizer chosen when all of the file is read}."""
-    found, current = {}, DEFAULT
+    """{config file: the optimizer chosen at its end}."""
+    chosen, current = {}, DEFAULT
     for setting in settings:
         current = _spec(setting) if setting.key == "optimizer" else current
-        found[setting.layer] = current
-    return found
+        chosen[setting.file] = current
+    return chosen
 
 
 def _about_coefficients(setting: Setting, names: Iterable[str] = ()) -> bool:
@@ -160,11 +166,13 @@ def _about_coefficients(setting: Setting, names: Iterable[str] = ()) -> bool:
 def _unknown(name: str, field: str, spec: str, names: list[str]) -> str:
     if names:
         return f"{spec} has no coefficient {name!r}, it has {', '.join(names)}{nearest(name, names, '')}"
-    return f"{spec} learns nothing" if field != "coefficients" else f"a keyword of {spec} is --coefficients.{name}=..."
+    if field == "coefficients":
+        return f"set a keyword of {spec} by --coefficients.{name}=..."
+    return f"{spec} has no learned coefficients"
 
 
 def load_coefficients(cfg: Any) -> Any:
-    """The config with the coefficients of `coefficients_from`, if it names a run or record. Raises ConfigError."""
+    """The config with the coefficients of the run in `coefficients_from`, if it is set. Raises ConfigError."""
     if cfg.coefficients_from is None:
         return cfg
     found = final_coefficients(cfg.coefficients_from, getattr(load(cfg.optimizer), "table", ()))
@@ -175,11 +183,11 @@ def load_coefficients(cfg: Any) -> Any:
 
 
 def problems(cfg: Any) -> Iterator[tuple[str, str]]:
-    """What is wrong with the optimizer's settings in a config, as `parse` wants it."""
+    """Problems of the optimizer's settings, for `parse`."""
     fields = "optimizer coefficients learning_rate weight_decay hyper_lr hyper_momentum hyper_start hyper_clip order"
     try:
         learned_and_bytes(cfg)
-    except ConfigError:  # `adapt` said so
+    except ConfigError:  # reported by `adapt`
         return
     except (ValueError, TypeError) as error:
         yield fields, f"optimizer={cfg.optimizer}: {error}"
@@ -187,18 +195,17 @@ def problems(cfg: Any) -> Iterator[tuple[str, str]]:
 
 def table() -> str:
     """The coefficients of each rule, for --help."""
-    lines = ["\n\nCoefficients, set by NAME = VALUE in a file or --NAME=VALUE, learned where hyper_lr names them:"]
+    lines = ["\n\nCoefficients, set by NAME = VALUE in a file or --NAME=VALUE, learned if hyper_lr lists them:"]
     for optimizer, rule in OPTIMIZERS.items():
-        lines.append(f"\n  {optimizer}" + (f" learns {', '.join(rule.learns)} unless hyper_lr says otherwise"
-                                           if rule.learns else ""))  # fmt: skip
+        lines.append(f"\n  {optimizer}" + (f" learns {', '.join(rule.learns)} by default" if rule.learns else ""))
         for name, c in rule.table.items():
             rate = f", hyper_lr {c.hyper_lr:g}" if name in rule.learns else ""
             lines.append(f"    {name} = {c.start:g}, learned within [{c.low:g}, {c.high:g}]{rate}: {c.meaning}")
         lines += [f"    {name} = {value:g}, not learned" for name, value in rule.constants.items()]
-    lines.append("\n  path/to/file.py:ClassName is a rule of yours: that file is code, and naming it executes it.\n"
+    lines.append("\n  path/to/file.py:ClassName is your own rule; its file is executed.\n"
                  "  torch.optim:AdamW, package:ClassName or file.py:function make any torch optimizer, with the\n"
-                 "  keywords of --coefficients.NAME=VALUE; torch.optim:Muon gets the hidden matrices, AdamW the\n"
-                 "  rest, with keywords that begin with adamw_ (adamw_lr: its own learning rate).")  # fmt: skip
+                 "  keywords of --coefficients.NAME=VALUE. torch.optim:Muon gets the hidden matrices; AdamW gets the\n"
+                 "  other parameters, with keywords that begin with adamw_ (adamw_lr: its learning rate).")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -206,73 +213,64 @@ def table() -> str:
 
 
 def build(cfg: Any, model: Any, compile: bool | None = None, **more: Any) -> Any:
-    """The optimizer of a run, for the parameters of `model` (its `param_groups(weight_decay)`).
-
-    `more`: keywords of a rule that no setting is about, such as half=("m",).
-    """
-    made: Any = load(cfg.optimizer)
+    """The optimizer of a run. `more`: keywords of a rule that are not settings, such as half=("m",)."""
+    factory: Any = load(cfg.optimizer)
     groups = model.param_groups(cfg.weight_decay)
-    if is_rule(made):
-        return made(groups, **_rule_arguments(cfg), compile=compile, **more)
-    return TorchOptimizers(_torch_optimizers(made, cfg, groups, model), cfg.learning_rate, cfg.grad_clip or math.inf)
+    if is_rule(factory):
+        return factory(groups, **_rule_arguments(cfg), compile=compile, **more)
+    return TorchOptimizers(_torch_optimizers(factory, cfg, groups, model), cfg.learning_rate, cfg.grad_clip or math.inf)
 
 
 def _rule_arguments(cfg: Any) -> dict[str, Any]:
-    return cfg.coefficients | {
-        "lr": cfg.learning_rate,
-        "hyper_lr": cfg.hyper_lr,
-        "hyper_momentum": cfg.hyper_momentum,
-        "hyper_start": cfg.hyper_start,
-        "hyper_clip": cfg.hyper_clip,
-        "order": cfg.order,
-        "max_grad_norm": cfg.grad_clip or math.inf,  # infinity clips nothing, but lets no NaN or infinity pass either
-    }
+    same = {name: getattr(cfg, name) for name in ("hyper_lr", "hyper_momentum", "hyper_start", "hyper_clip", "order")}
+    max_grad_norm = cfg.grad_clip or math.inf  # inf does not clip, but steps without a finite norm are still skipped
+    return cfg.coefficients | same | {"lr": cfg.learning_rate, "max_grad_norm": max_grad_norm}
 
 
 def learned_and_bytes(cfg: Any) -> tuple[list[str], int]:
-    """(names of the learned coefficients, bytes of optimizer state for each parameter), without a model.
+    """(names of the learned coefficients, bytes of optimizer state per parameter).
 
-    Raises ValueError or TypeError for settings that the optimizer does not take.
+    Raises ValueError or TypeError for settings that the optimizer does not accept.
     """
-    made: Any = load(cfg.optimizer)
-    if is_rule(made):
-        options = made.check(**_rule_arguments(cfg))
+    factory: Any = load(cfg.optimizer)
+    if is_rule(factory):
+        options = factory.check(**_rule_arguments(cfg))
         return list(options.learned), options.state_bytes()
     build(cfg, GPT(GPTConfig(block_size=1, vocab_size=2, n_layer=1, n_head=1, n_embd=2, bias=False)))
-    return [], 8  # a guess: two moments
+    return [], 8  # assumes two moments
 
 
-def _torch_optimizers(made: Any, cfg: Any, groups: list[dict[str, Any]], model: Any) -> list[Any]:
-    """Usually one; for torch.optim.Muon, which takes matrices alone, the usual split with AdamW."""
+def _torch_optimizers(factory: Any, cfg: Any, groups: list[dict[str, Any]], model: Any) -> list[Any]:
+    """One optimizer; two for torch.optim.Muon, which accepts matrices only: AdamW gets the other parameters."""
     keywords: dict[str, Any] = {"lr": cfg.learning_rate, "weight_decay": cfg.weight_decay} | cfg.coefficients
-    if made is not torch.optim.Muon:
-        return [_call(made, groups, keywords)]
+    if factory is not torch.optim.Muon:
+        return [_call(factory, groups, keywords)]
     adamw = {name.removeprefix("adamw_"): keywords.pop(name) for name in [*keywords] if name.startswith("adamw_")}
     hidden = {id(p) for p in model.blocks.parameters() if p.dim() == 2}
     rest = [group | {"params": [p for p in group["params"] if id(p) not in hidden]} for group in groups]
     matrices = [p for group in groups for p in group["params"] if id(p) in hidden]
-    return [made(matrices, **keywords), torch.optim.AdamW(rest, **{"lr": cfg.learning_rate} | adamw)]
+    return [factory(matrices, **keywords), torch.optim.AdamW(rest, **{"lr": cfg.learning_rate} | adamw)]
 
 
-def _call(made: Any, groups: list[dict[str, Any]], keywords: dict[str, Any]) -> Any:
+def _call(factory: Any, groups: list[dict[str, Any]], keywords: dict[str, Any]) -> Any:
     try:
-        taken = inspect.signature(made).parameters
-    except (ValueError, TypeError):  # written in C
-        taken = {}  # type: ignore[assignment]
-    if taken and "weight_decay" not in taken and all(p.kind != p.VAR_KEYWORD for p in taken.values()):
-        del keywords["weight_decay"]  # the groups say it
-    optimizer = made(groups, **keywords)
+        accepted = inspect.signature(factory).parameters.values()
+    except (ValueError, TypeError):  # implemented in C
+        accepted = None
+    if accepted is not None and all(p.name != "weight_decay" and p.kind != p.VAR_KEYWORD for p in accepted):
+        del keywords["weight_decay"]  # the param groups have it
+    optimizer = factory(groups, **keywords)
     for needed in ("param_groups", "step", "zero_grad", "state_dict", "load_state_dict"):
         if not hasattr(optimizer, needed):
-            raise ValueError(f"it made a {type(optimizer).__name__}, which is no torch optimizer (no {needed})")
+            raise ValueError(f"it made a {type(optimizer).__name__}, which is not a torch optimizer (no {needed})")
     return optimizer
 
 
 class TorchOptimizers:
-    """One torch optimizer, or several for parts of a model, as the trainer sees one of ours.
+    """One or more torch optimizers with the interface of a RuleOptimizer without learned coefficients.
 
-    It clips by global norm before a step and skips a step whose gradient is not finite. Nothing is learned. A group's
-    learning rate keeps its ratio to `learning_rate` in `lr_scale`. To skip it waits for the device at each step.
+    Gradients are clipped by global norm, and a step whose gradient is not finite is skipped, which synchronizes with
+    the device at every step. `lr_scale` of a param group is the ratio of its learning rate to `learning_rate`.
     """
 
     learned: tuple[str, ...] = ()
@@ -282,7 +280,7 @@ class TorchOptimizers:
         self.coefficients: dict[str, float] = {}
         self.hypergradients: dict[str, float] = {}
         self.grad_norm: Tensor | None = None
-        self.skipped = 0  # steps in a row
+        self.skipped = 0  # consecutive steps
         for group in self.param_groups:
             group.setdefault("lr_scale", float(group["lr"]) / learning_rate if learning_rate else 1.0)
 
@@ -305,7 +303,7 @@ class TorchOptimizers:
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError if the state is that of other optimizers."""
+        """Raises ValueError if the state belongs to another number of optimizers."""
         states = state_dict.get("optimizers", [])
         if len(states) != len(self.optimizers):
             raise ValueError("the state is of another optimizer")
@@ -315,12 +313,12 @@ class TorchOptimizers:
 
 @contextlib.contextmanager
 def evaluating(optimizer: Any) -> Iterator[None]:
-    """While the weights are those to evaluate and to save: Schedule-Free optimizers train at others."""
+    """Inside the context, the parameters are those to evaluate and save; Schedule-Free optimizers train other ones."""
     switched = [o for o in getattr(optimizer, "optimizers", ()) if hasattr(o, "eval") and hasattr(o, "train")]
-    for one in switched:
-        one.eval()
+    for schedule_free in switched:
+        schedule_free.eval()
     try:
         yield
     finally:
-        for one in switched:
-            one.train()
+        for schedule_free in switched:
+            schedule_free.train()

@@ -1,13 +1,13 @@
-"""A typed dataclass filled from config files and the command line, with every mistake reported at once.
+"""Fill a typed dataclass from config files and the command line, and report all mistakes at once.
 
     python train.py config/quickstart.py --learning_rate=5e-4 --hyper_lr.beta1=1e-3 --compile
 
-Config files look like Python and are PARSED AS DATA, never executed: one `name = value` a line, where a value is a
-literal or arithmetic on numbers, and `base = "other.py"` (beside the file) starts from another file, so that a file
-says little more than what differs. Later settings win: base, file, next file, command line.
+Config files use Python syntax but are parsed as data and never executed: lines of `name = value`, where a value is a
+literal or arithmetic on numbers. `base = "other.py"` (relative to the file) inherits the settings of another file.
+Later settings override earlier ones: base, file, next file, command line.
 
 A field is declared as `name: Annotated[type, "meaning (unit)"] = default`. Types: str, int, float, bool, Literal,
-dict[str, float], dict[str, Any], None and unions of these; Count, Natural and NonNegative have a least value.
+dict[str, float], dict[str, Any], None and unions of these; Count, Natural and NonNegative have a minimum.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ OPERATORS: dict[type, Callable] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-LARGEST = 2**63  # integers stay below, in absolute value: that is what tensors hold
+LARGEST = 2**63  # absolute values of integers must be smaller, to fit into int64 tensors
+NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
 
 
 class AtLeast(NamedTuple):
-    """In a field's annotation: its least value."""
+    """Metadata of an annotation: the minimum of the field."""
 
     low: int
 
@@ -51,11 +52,11 @@ NonNegative = Annotated[float, AtLeast(0)]
 
 
 class ConfigError(ValueError):
-    """All mistakes in a configuration, one a line."""
+    """The mistakes in a configuration, one per line."""
 
 
 class HelpRequested(Exception):
-    """--help was given; the text is the message."""
+    """--help was given; the message is the help text."""
 
 
 class Setting(NamedTuple):
@@ -64,27 +65,27 @@ class Setting(NamedTuple):
     where: str  # "config/a.py:12", or the argument
     key: str  # a field, or FIELD.ENTRY for one entry of a dict
     value: Any
-    layer: str = ""  # the file that says it, "" for the command line
+    file: str = ""  # "" for the command line
 
 
 class Adapted(NamedTuple):
-    """What the owner of some settings makes of all of them (see `parse`)."""
+    """The result of `cls.adapt` (see `parse`)."""
 
     settings: list[Setting]
-    names: Iterable[str] = ()  # that may be written as if they were fields, to suggest for a misspelt one
+    names: Iterable[str] = ()  # accepted as keys besides the fields; suggested for misspelt keys
     errors: Iterable[str] = ()
-    notes: Iterable[str] = ()  # lines for the user who makes no mistake
+    notes: Iterable[str] = ()  # printed if there are no errors
 
 
 def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple[str, str]]], program: str) -> T:
     """Fill the dataclass `cls` from argv, the arguments of `program`.
 
-    A static method `cls.adapt`, if there is one, sees all settings in their order before they take effect, and may
-    rename, drop or add some (see `Adapted`); `cls.more_help()` is what --help shows below the fields.
+    An optional static method `cls.adapt` gets all settings in order before they are applied, and may rename, drop or
+    add some; `cls.more_help()` is appended to the output of --help.
 
     Args:
-        check: yields (names of the fields concerned, separated by spaces; what is wrong with them). A complaint about
-            a field that is already known to be wrong is left out: it would be about a value nobody gave.
+        check: yields (names of the fields concerned, separated by spaces; the problem). Problems of fields that have
+            an invalid value are not reported, as they would concern the default.
     Raises:
         ConfigError: everything that is wrong, one line each.
         HelpRequested: for --help or -h.
@@ -99,7 +100,7 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
     if "--help" in arguments or "-h" in arguments:
         raise HelpRequested(_help(config, annotations, program) + getattr(cls, "more_help", str)())
     for name, annotation in annotations.items():
-        value, low = getattr(config, name), _least(annotation)
+        value, low = getattr(config, name), _minimum(annotation)
         if low is not None and value is not None and value < low and name not in bad:
             errors.append(f"{name}={value} must be {low} or more")
             bad.add(name)
@@ -116,25 +117,22 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
 
 def read_files(paths: Iterable[str | Path], overrides: dict[str, Any] | None = None,
                adapt: Callable[[list[Setting]], Adapted] = Adapted) -> dict[str, Any]:  # fmt: skip
-    """{name: value} of what config files, their bases and then `overrides` say, as `parse` would take them.
-
-    Raises ConfigError.
-    """
+    """{name: value} of config files, their bases and then `overrides`, without types. Raises ConfigError."""
     errors: list[str] = []
     settings = [setting for path in paths for setting in _file_settings(Path(path), errors, ())]
     settings += [Setting(f"--{key}={value}", key, value) for key, value in (overrides or {}).items()]
     adapted = adapt(settings)
     if errors := [*errors, *adapted.errors]:
         raise ConfigError("\n".join(errors))
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for _, key, value, _ in adapted.settings:
         name, _, entry = key.partition(".")
-        said[name] = {**said.get(name, {}), entry: value} if entry else value
-    return said
+        values[name] = {**values.get(name, {}), entry: value} if entry else value
+    return values
 
 
 def _values(adapted: Adapted, annotations: dict[str, Any], cls: Any, errors: list[str]) -> tuple[dict, set[str]]:
-    """({field: value} of the settings, fields whose value is wrong); what is wrong is added to `errors`."""
+    """({field: value}, fields with an invalid value); appends to `errors`."""
     defaults = {field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
                 for field in dataclasses.fields(cls)}  # fmt: skip
     values: dict[str, Any] = {}
@@ -146,14 +144,15 @@ def _values(adapted: Adapted, annotations: dict[str, Any], cls: Any, errors: lis
             continue
         if entry:  # --hyper_lr.beta1=1e-3 changes one entry of a dict
             known = values.get(name, defaults[name])
-            if not isinstance(known, dict) and _is_dict(annotations[name]):
-                errors.append(
-                    f"{where}: {name} is {known!r} here and has no entries: write the whole dict, "
-                    f"--{name}={{{entry!r}: {value!r}}}"
-                )
+            if isinstance(known, dict):
+                value = known | {entry: value}
+            elif any(typing.get_origin(choice) is dict for choice in _choices(annotations[name])):
+                errors.append(f"{where}: {name} is {known!r} here and has no entries: write the whole dict, "
+                              f"--{name}={{{entry!r}: {value!r}}}")  # fmt: skip
                 bad.add(name)
                 continue
-            value = {**(known if isinstance(known, dict) else {}), entry: value}
+            else:
+                value = {entry: value}
         try:
             values[name] = _typed(value, annotations[name])
         except TypeError as error:
@@ -163,7 +162,7 @@ def _values(adapted: Adapted, annotations: dict[str, Any], cls: Any, errors: lis
 
 
 def _settings(arguments: list[str], annotations: dict, errors: list[str]) -> Iterable[Setting]:
-    """Every setting, in the order in which they take effect."""
+    """The settings of the files, then of the command line."""
     for argument in arguments:
         if not argument.startswith("-"):
             yield from _file_settings(Path(argument).expanduser(), errors, ())
@@ -173,7 +172,7 @@ def _settings(arguments: list[str], annotations: dict, errors: list[str]) -> Ite
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals:
             yield Setting(argument, key, _from_text(text, annotations.get(key)))
-        elif argument.startswith("--") and key in annotations and bool in _alternatives(annotations[key]):
+        elif argument.startswith("--") and key in annotations and bool in _choices(annotations[key]):
             yield Setting(argument, key, True)
         else:
             errors.append(f"{argument}: write --key=value")
@@ -181,11 +180,11 @@ def _settings(arguments: list[str], annotations: dict, errors: list[str]) -> Ite
 
 def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Iterable[Setting]:
     if path in seen:
-        errors.append(f"{path}: its base leads back to itself")
+        errors.append(f"{path}: its base refers back to itself")
         return
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise OSError(0, "it is no file")
+        if path.exists() and not path.is_file():  # reading a named pipe would block
+            raise OSError(0, "not a regular file")
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except OSError as error:
         errors.append(f"{path}: cannot be read ({error.strerror})")
@@ -199,7 +198,7 @@ def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Ite
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             continue  # the docstring
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            errors.append(f"{where}: only `name = value` may stand in a config file, it is data and is not executed")
+            errors.append(f"{where}: a config file may only contain `name = value`: it is data and is not executed")
             continue
         key = node.targets[0].id
         try:
@@ -216,7 +215,7 @@ def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Ite
 
 
 def _evaluate(node: ast.expr) -> Any:
-    """The value of a literal or of arithmetic on numbers; ValueError for anything else."""
+    """The value of a literal or of arithmetic on numbers. Raises ValueError for anything else."""
     if isinstance(node, ast.BinOp | ast.UnaryOp) and type(node.op) in OPERATORS:
         operands = [node.left, node.right] if isinstance(node, ast.BinOp) else [node.operand]
         numbers = [_evaluate(operand) for operand in operands]
@@ -224,8 +223,8 @@ def _evaluate(node: ast.expr) -> Any:
             if isinstance(node.op, ast.Pow) and abs(numbers[1]) > 1000:
                 raise ValueError(f"the power {numbers[1]} is too large")
             result = OPERATORS[type(node.op)](*numbers)
-            if isinstance(result, complex) or abs(result) >= 10**400:  # of no use, and powers of it take for ever
-                raise ValueError(f"`{ast.unparse(node)[:40]}` is too large, or no real number")
+            if isinstance(result, complex) or abs(result) >= 10**400:  # its powers would take too long
+                raise ValueError(f"`{ast.unparse(node)[:40]}` is too large, or not a real number")
             return result
     elif isinstance(node, ast.Dict) and None not in node.keys:
         return {_evaluate(key): _evaluate(value) for key, value in zip(node.keys, node.values, strict=True) if key}
@@ -237,7 +236,7 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def _from_text(text: str, annotation: Any) -> Any:
-    """A command-line value: text where the field takes text, otherwise a literal or arithmetic."""
+    """A command-line value: the text itself if the field takes text, otherwise a literal or arithmetic."""
     if annotation is not None and text != "None" and any(isinstance(t, str) or t is str for t in _choices(annotation)):
         return text
     if text in ("true", "false"):
@@ -245,39 +244,30 @@ def _from_text(text: str, annotation: Any) -> Any:
     try:
         return _evaluate(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
-        return text  # its type is wrong, and the message shows it
-
-
-def _bare(annotation: Any) -> Any:
-    """The type inside Annotated[type, ...]."""
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
-
-
-def _alternatives(annotation: Any) -> tuple:
-    """The members of a union without Annotated: (float, NoneType) for Annotated[float | None, "..."]."""
-    inner = _bare(annotation)
-    union = typing.get_origin(inner) in (types.UnionType, typing.Union)
-    return tuple(map(_bare, typing.get_args(inner))) if union else (inner,)
-
-
-def _least(annotation: Any) -> int | None:
-    """The least value that an annotation allows, None if it says none."""
-    of_union = [extra for t in typing.get_args(_bare(annotation)) for extra in getattr(t, "__metadata__", ())]
-    return next((extra.low for extra in (*annotation.__metadata__, *of_union) if isinstance(extra, AtLeast)), None)
-
-
-def _is_dict(annotation: Any) -> bool:
-    return any(typing.get_origin(t) is dict for t in _alternatives(annotation))
+        return text  # of the wrong type, which `_typed` reports
 
 
 def _choices(annotation: Any) -> list:
-    """The same with Literal["a", "b"] spelled out to "a", "b"."""
-    nested = (typing.get_args(t) if typing.get_origin(t) is typing.Literal else (t,) for t in _alternatives(annotation))
-    return [choice for choices in nested for choice in choices]
+    """The types and literal values that an annotation allows."""
+    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return list(members)
+    if origin is Annotated:
+        return _choices(members[0])
+    if origin in (types.UnionType, typing.Union):
+        return [choice for member in members for choice in _choices(member)]
+    return [annotation]
+
+
+def _minimum(annotation: Any) -> int | None:
+    """The AtLeast of an annotation or of a member of its union."""
+    members = (annotation, *typing.get_args(typing.get_args(annotation)[0]))
+    metadata = [extra for member in members for extra in getattr(member, "__metadata__", ())]
+    return next((extra.low for extra in metadata if isinstance(extra, AtLeast)), None)
 
 
 def _typed(value: Any, annotation: Any) -> Any:
-    """`value` as the annotation has it (an int may stand for a float); TypeError saying what is allowed."""
+    """`value` with the type of the annotation (an int becomes a float). Raises TypeError that says what is allowed."""
     for choice in _choices(annotation):
         if choice is float and type(value) in (int, float):
             return _finite(value)
@@ -302,12 +292,12 @@ def _finite(number: float) -> float:
     raise TypeError("a finite number")
 
 
-NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
-
-
 def _expected(annotation: Any) -> str:
-    words = [NAMES.get(c) or (repr(c) if isinstance(c, str) else "a dict" if Any in typing.get_args(c) else
-                              "a dict of numbers") for c in _choices(annotation)]  # fmt: skip
+    """What is allowed, in words."""
+    words = []
+    for choice in _choices(annotation):
+        a_dict = "a dict" if Any in typing.get_args(choice) else "a dict of numbers"
+        words.append(repr(choice) if isinstance(choice, str) else NAMES.get(choice, a_dict))
     return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
 
 
@@ -317,7 +307,7 @@ def _short(value: Any) -> str:
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str = " (--help lists all)") -> str:
-    """", did you mean ...?" to end a message about an unknown name; `otherwise` where none is near."""
+    """The end of a message about an unknown name: ", did you mean ...?", or `otherwise` if no name is similar."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f", did you mean {near[0]!r}?" if near else otherwise
 
@@ -326,8 +316,8 @@ def _help(config: Any, annotations: dict, program: str) -> str:
     lines = [
         f"usage: {program} [config/NAME.py ...] [--key=value ...]",
         "",
-        'A config file holds plain assignments and is read as data: it is never executed. base = "other.py" starts',
-        "from another file. The command line wins. --key.entry=value changes one entry of a dict; --key alone is True.",
+        'A config file contains assignments and is read as data, never executed. base = "other.py" inherits from',
+        "another file. The command line overrides. --key.entry=value changes one entry of a dict; --key means True.",
         "The values shown are those of this command line without --help.",
         "",
     ]

@@ -1,4 +1,4 @@
-"""Loss spikes: when a loss counts as one, and which batches a run skips after it went back to before one."""
+"""Loss spikes: how they are detected, and which batches a run skips after it returned to an earlier checkpoint."""
 
 from __future__ import annotations
 
@@ -9,101 +9,106 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.checkpoint import Checkpoint, find, last_of
+from runtime.checkpoint import Checkpoint, find
 from runtime.watchdog import GO_ON
 
-WINDOW = 100  # rows that a loss is compared with, once there are LEAST of them
-LEAST = 20
-RETURNS = 3  # to the same checkpoint; a spike that comes again after so many other batches is not their fault
+WINDOW = 100  # rows that a loss is compared with
+LEAST = 20  # rows before the first comparison
+RETURNS = 3  # to the same checkpoint; then the batches are not the cause of its spikes
 DIVERGED, STOPPED = 3, 130  # exit codes
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A run ends before its last step."""
+    """The run ends before its last step."""
 
     exit_code: int
     why: str
 
     def say(self, program: str, rank: int) -> int:
-        """Print why, once for all processes; return the exit code."""
+        """Print the reason, on rank 0 only; return the exit code."""
         if rank == 0:
             print(f"{program}: {self.why}", file=sys.stderr)
         return self.exit_code
 
 
 def stopped(step: int) -> Stop:
-    """A signal asked the run to leave, and it saved this step."""
+    """After a signal, when the step has been saved."""
     return Stop(STOPPED, f"stopped after step {step}; {GO_ON}")
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """The run goes back to a checkpoint and on from there without the batches since."""
+    """The run returns to a checkpoint and continues from there without the batches since."""
 
     to: Checkpoint
-    skipped: list[tuple[int, int]]  # as in Spikes
+    skipped: list[tuple[int, int]]  # see Spikes
 
 
 @dataclass
 class Spikes:
-    """What a run remembers of its losses. It is a part of every checkpoint: what is skipped depends on what is stored.
+    """The recent losses and skipped batches of a run. They are saved in every checkpoint, so that runs with spikes
+    resume bitwise.
 
-    A spike is a training loss above the mean of the WINDOW rows before it by more than `deviations` of their standard
-    deviations (OLMo 2's spike score, arXiv 2501.00656, counts those above 7, of the last 1000 steps). A loss that is
-    not finite is none: its step was skipped already.
+    A spike is a training loss that exceeds the mean of the last WINDOW rows by more than `deviations` of their standard
+    deviations (OLMo 2's spike score, arXiv 2501.00656, counts those above 7 over the last 1000 steps). A loss that is
+    not finite is not counted: its step was skipped by the optimizer.
     """
 
-    recent: list[float] = field(default_factory=list)  # training losses of the last rows, WINDOW at most
-    skipped: list[tuple[int, int]] = field(default_factory=list)  # (after this step, so many batches), in order
+    recent: list[float] = field(default_factory=list)  # training losses of the last rows, at most WINDOW
+    skipped: list[tuple[int, int]] = field(default_factory=list)  # (step, number of batches skipped after it), in order
 
     def batch(self, step: int) -> int:
-        """The number of the batch of a step: the step's own, moved on by those that were skipped."""
+        """The number of the batch of a step: the step plus the number of skipped batches."""
         return step + sum(count for _, count in self.skipped)
 
     def add(self, loss: float, deviations: float) -> str | None:
-        """Take a row's training loss; return the words for it if it is a spike."""
-        words = None
+        """Add the training loss of a row. Returns a description if it is a spike."""
         if not math.isfinite(loss):
             return None
+        description = None
         if deviations and len(self.recent) >= LEAST:
             mean, std = statistics.fmean(self.recent), statistics.pstdev(self.recent)
             if loss > mean + deviations * std:
-                words = f"training loss {loss:.4f}, the {len(self.recent)} rows before it {mean:.4f} +- {std:.4f}"
+                description = f"training loss {loss:.4f}, the {len(self.recent)} rows before it {mean:.4f} +- {std:.4f}"
         self.recent = [*self.recent, loss][-WINDOW:]
-        return words
+        return description
 
     def judge(self, step: int, loss: float, skipped_steps: int, cfg: Any, say: Callable[[str], None]
               ) -> Stop | Rollback | None:  # fmt: skip
-        """Why a run must not go on after a step, if so: too many steps without a finite gradient, or a loss spike.
+        """Whether the run must not continue after a step: too many steps without a finite gradient, or a loss spike.
 
         Args:
-            loss: the training loss of the step; step 0 has none.
-            skipped_steps: steps in a row that changed nothing, their gradient not being finite.
+            loss: the training loss of the step; ignored at step 0.
+            skipped_steps: consecutive steps that the optimizer skipped because the gradient was not finite.
             cfg: has out_dir, max_skipped, spike_deviations, on_spike.
-            say: takes a line for the user.
+            say: prints a line.
         """
         if skipped_steps >= cfg.max_skipped:
-            newest = last_of(find(cfg.out_dir), "there")
-            return Stop(DIVERGED, f"step {step}: no finite gradient for {skipped_steps} steps; weights and "
-                                  f"coefficients are as before them, {newest}: lower the learning rate")  # fmt: skip
-        if step and (words := self.add(loss, cfg.spike_deviations)):
-            say(f"step {step}: a loss spike: {words}")
+            last = _last(find(cfg.out_dir))
+            return Stop(DIVERGED, f"step {step}: no finite gradient for {skipped_steps} steps; they were skipped, and "
+                                  f"{last}: lower the learning rate")  # fmt: skip
+        if step and (description := self.add(loss, cfg.spike_deviations)):
+            say(f"step {step}: a loss spike: {description}")
             return self.answer(cfg.on_spike, step, find(cfg.out_dir))
         return None
 
     def answer(self, on_spike: str, step: int, found: list[Checkpoint]) -> Stop | Rollback | None:
-        """What a run does after a spike at this step, given its checkpoints; None: it goes on.
+        """What a run does after a spike at this step, given its checkpoints; None: it continues.
 
-        It goes back to the checkpoint of a validation only: its loss was looked at, and it is there whether or not
-        signals made the run save at other steps too.
+        It only returns to checkpoints of validations: those exist whether or not signals made the run save at other
+        steps.
         """
         good = [checkpoint for checkpoint in found if checkpoint.val_loss is not None and checkpoint.step < step]
         returns = sum(after == good[-1].step for after, _ in self.skipped) if good else 0
         if on_spike == "stop" or (on_spike == "skip" and returns == RETURNS):
-            again = f" again, after {RETURNS} times with other batches" if on_spike == "skip" else ""
-            return Stop(DIVERGED, f"step {step}: a loss spike{again}; {last_of(good, 'before it')}: lower the learning "
+            again = f" again, after skipping batches {RETURNS} times" if on_spike == "skip" else ""
+            return Stop(DIVERGED, f"step {step}: a loss spike{again}; {_last(good, ' before it')}: lower the learning "
                                   "rate")  # fmt: skip
         if on_spike == "skip" and good:
             return Rollback(good[-1], [*self.skipped, (good[-1].step, step - good[-1].step)])
         return None
+
+
+def _last(found: list[Checkpoint], which: str = "") -> str:
+    return f"the last checkpoint{which} is {found[-1].path}" if found else f"there is no checkpoint{which}"

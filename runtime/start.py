@@ -1,4 +1,4 @@
-"""Where a run begins: with random weights, with released ones, or at a checkpoint, its own or one that it names."""
+"""Where a run starts: from random or pretrained weights, or from a checkpoint of its own or of another run."""
 
 from __future__ import annotations
 
@@ -25,47 +25,21 @@ STARTS = ("scratch", "resume", "auto")
 
 @dataclass
 class Start:
-    """Where a run begins."""
+    """Where a run starts."""
 
-    cfg: Any  # the run's config; the shape of the model is that of the weights, if it starts with some
+    cfg: Any  # the run's config; with pretrained weights, the shape of the model is theirs
     model_config: GPTConfig
     saved: dict[str, Any] | None  # the checkpoint's content
-    pretrained: GPT | None  # released weights to begin with
+    pretrained: GPT | None
     changes: list[str]  # settings that differ from the checkpoint's
-    in_out_dir: bool  # the checkpoint is one of out_dir's own
-    spikes: Spikes  # of the steps before
-
-    @property
-    def resume_step(self) -> int | None:
-        """The step of out_dir's own checkpoint that the run goes on from; None: out_dir begins anew."""
-        return self.step if self.saved and self.in_out_dir else None
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return self.saved["step"] if self.saved else 0
-
-    @property
-    def seconds(self) -> float:
-        """That the steps before took."""
-        return self.saved["seconds"] if self.saved else 0.0
-
-    @property
-    def pending_loss(self) -> float | None:
-        """Training loss of a step interrupted before logging."""
-        return self.saved.get("pending_loss") if self.saved else None
-
-    def unlogged(self, world: World) -> torch.Tensor | None:
-        """The training loss of `step`, a 0-D tensor, where `step` was not logged before it was saved: 0 for step 0.
-
-        It was summed over the processes already, so that the first one has all of it.
-        """
-        if self.saved is not None and self.pending_loss is None:
-            return None
-        return torch.tensor((self.pending_loss or 0.0) if world.rank == 0 else 0.0, device=world.device)
+    spikes: Spikes
+    step: int  # optimizer steps done
+    seconds: float  # that they took
+    resume_step: int | None  # `step` if the checkpoint is one of out_dir; None: out_dir is cleared
+    unlogged: torch.Tensor | None  # training loss of `step` where it was not logged before it was saved; of step 0, 0
 
     def lines(self) -> Iterator[str]:
-        """What to tell the user about it."""
+        """A description for the user."""
         if self.saved:
             without = [f"without the {count} batches after step {after}" for after, count in self.spikes.skipped]
             yield ", ".join([f"resuming after step {self.step}", *without, *self.changes])
@@ -77,18 +51,17 @@ class Start:
 
 def find_start(cfg: Any, world: World, dataset: Dataset, compiled: bool, learning_rate: Callable[[int, Any], float],
                rollback: Rollback | None) -> Start:  # fmt: skip
-    """Decide it, the same on all processes, before anything is allocated or moved.
+    """Choose the start, the same on all processes, before anything is allocated and before any file is moved.
 
     Args:
         compiled: whether the model will be compiled, which saves memory.
-        learning_rate: (step, config) -> rate, to say where a resumed run continues at another one.
-        rollback: begin at its checkpoint, whatever the config says.
+        learning_rate: (step, config) -> rate, to report a change of the rate at the resumed step.
+        rollback: start from its checkpoint instead of the config's `init_from`.
     Raises:
-        ConfigError, CheckpointError: data, weights, checkpoint and settings do not belong together, or do not fit into
-            memory.
+        ConfigError, CheckpointError: data, weights, checkpoint and settings do not match, or exceed the memory.
     """
     for tokens in (dataset.train, dataset.val):
-        val_starts(tokens, cfg.block_size, 1)  # refuses a block that is longer than the data
+        val_starts(tokens, cfg.block_size, 1)  # raises DataError if a block is longer than the data
     weights = cfg.weights or named_weights(cfg)
     init_from = str(rollback.to.path) if rollback else "scratch" if cfg.init_from == weights else cfg.init_from
     saved, damaged = checkpoint.choose(init_from, cfg.out_dir)
@@ -97,35 +70,43 @@ def find_start(cfg: Any, world: World, dataset: Dataset, compiled: bool, learnin
         raise ConfigError(f"the checkpoint in {cfg.out_dir} is at step {step}, beyond max_iters={cfg.max_iters}")
     if world.rank == 0:
         for line in damaged:
-            print(f"train.py: passing over a checkpoint: {line}", file=sys.stderr)
-    if not world.same(step):  # after which all have read: prepare_out_dir moves files
+            print(f"train.py: skipping a damaged checkpoint: {line}", file=sys.stderr)
+    if not world.same(step):  # also a barrier: all processes have read before prepare_out_dir moves files
         raise CheckpointError(f"the processes do not see the same checkpoints: out_dir={cfg.out_dir!r} must be shared")
-    cfg, model_config = resolve_model_config(cfg, weights, saved, dataset.vocab_size)
+    cfg, model_config = _resolve_model_config(cfg, weights, saved, dataset.vocab_size)
     learned, state_bytes = learned_and_bytes(cfg)
     changes: list[str] = []
     if saved:
-        optimizer = cfg.optimizer.rpartition(":")[2]  # a user's file may have moved
+        optimizer = cfg.optimizer.rpartition(":")[2]  # without the path of a user's file
         identity = dataclasses.asdict(model_config) | {"optimizer": optimizer, "learned": learned}
         changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg))
         before = dataclasses.replace(cfg, **{k: v for k, v in saved["config"].items() if hasattr(cfg, k)})
         was, now = learning_rate(step + 1, before), learning_rate(step + 1, cfg)
-        if was != now:  # another length stretches the cosine, and the rate jumps
+        if was != now:
             changes.append(f"so the learning rate of step {step + 1} is {now:.3g} (was {was:.3g})")
     need = memory.needed(model_config, cfg.batch_size, state_bytes, world.size, cfg.parallel, world.dtype,
                          cfg.activation_checkpointing)  # fmt: skip
     if too_much := memory.problem(need, world.device, compiled):
         raise ConfigError(f"{too_much}: {memory.advice(cfg.batch_size)}")
     if world.rank == 0:
-        there = memory.capacity(world.device)
-        print(f"memory of a process: about {need}, there are {there / 1e9:.2f} GB", flush=True)
+        available = memory.capacity(world.device) / 1e9
+        print(f"memory per process: about {need} of {available:.2f} GB available", flush=True)
     pretrained = None
     if cfg.weights and not saved:
         pretrained = huggingface.load(cfg.weights, cfg.vocab_multiple, cfg.dropout, cfg.block_size)
-    named = init_from.endswith(checkpoint.KINDS)
-    in_out_dir = not named or Path(init_from).parent.resolve() == Path(cfg.out_dir).resolve()
-    spikes = Spikes(**saved.get("spikes", {})) if saved else Spikes()
+    elsewhere = init_from.endswith(checkpoint.KINDS) and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
+    saved_facts = saved or {}
+    spikes = Spikes(**saved_facts.get("spikes", {}))
     spikes.skipped = rollback.skipped if rollback else spikes.skipped
-    return Start(cfg, model_config, saved, pretrained, changes, in_out_dir, spikes)
+    pending_loss, unlogged = saved_facts.get("pending_loss"), None
+    if not saved or pending_loss is not None:  # it is summed over the processes already: the first one has all of it
+        unlogged = torch.tensor((pending_loss or 0.0) if world.rank == 0 else 0.0, device=world.device)
+    return Start(
+        cfg, model_config, saved, pretrained, changes, spikes, step,
+        seconds=saved_facts.get("seconds", 0.0),
+        resume_step=step if saved and not elsewhere else None,
+        unlogged=unlogged,
+    )  # fmt: skip
 
 
 def named_weights(cfg: Any) -> str | None:
@@ -133,33 +114,32 @@ def named_weights(cfg: Any) -> str | None:
     return cfg.init_from if cfg.init_from not in STARTS and huggingface.known(cfg.init_from) else None
 
 
-def problems(cfg: Any) -> list[tuple[str, str]]:
-    """What is wrong with `init_from` and `weights` in a config, as `parse` wants it."""
+def problems(cfg: Any) -> Iterator[tuple[str, str]]:
+    """Problems of `init_from` and `weights`, for `parse`."""
     choices = f"{', '.join(huggingface.RELEASED)} or a folder with config.json and model.safetensors"
     named = named_weights(cfg)
-    found = []
     if cfg.init_from not in STARTS and not cfg.init_from.endswith(checkpoint.KINDS) and not named:
-        found.append(("init_from", f"init_from={cfg.init_from!r} must be scratch, resume, auto, the path of a "
-                                   f"ckpt_*.pt or .shards, {choices}"))  # fmt: skip
+        yield "init_from", (f"init_from={cfg.init_from!r} must be scratch, resume, auto, the path of a ckpt_*.pt or "
+                            f".shards, {choices}")  # fmt: skip
     if cfg.weights is not None and not huggingface.known(cfg.weights):
-        found.append(("weights", f"weights={cfg.weights!r} must be {choices}"))
+        yield "weights", f"weights={cfg.weights!r} must be {choices}"
     elif cfg.weights and named not in (None, cfg.weights):
-        found.append(("init_from weights", f"init_from={cfg.init_from!r} and weights={cfg.weights!r} are two starts"))
-    return found
+        yield "init_from weights", f"init_from={cfg.init_from!r} and weights={cfg.weights!r} name different weights"
 
 
-def resolve_model_config(
+def _resolve_model_config(
     cfg: Any, weights: str | None, saved: dict[str, Any] | None, vocab_size: int
 ) -> tuple[Any, GPTConfig]:
-    """(the run's config, the model's): the shape is the config's, or that of the weights that the run starts with or
-    once started with. Raises ConfigError or CheckpointError if data, weights and checkpoint do not belong together."""
+    """(the run's config, the model's config): with the shape of the pretrained weights, if the run starts or started
+    with some. Raises ConfigError or CheckpointError if data, weights and checkpoint do not match."""
     own = [field.name for field in dataclasses.fields(GPTConfig) if field.name != "vocab_size"]
     shape = {name: getattr(cfg, name) for name in own} | {"vocab_size": vocab_size}
     before = saved["config"].get("weights") if saved else None
     if weights is None and before is None:
         return cfg, GPTConfig(**shape)
     if saved and weights not in (None, before):
-        raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not fit: weights={weights} (there {before})")
+        raise CheckpointError(f"the checkpoint in {cfg.out_dir} does not match: weights={weights} "
+                              f"(checkpoint: {before})")  # fmt: skip
     theirs = saved["model_config"] if saved else dataclasses.asdict(huggingface.describe(str(weights), cfg.block_size))
     shape |= {name: theirs[name] for name in ("n_layer", "n_head", "n_embd", "bias")}
     if theirs["vocab_size"] != vocab_size:

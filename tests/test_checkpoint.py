@@ -114,13 +114,13 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, protocol: str
         torch.save(content, evil)
     else:
         evil.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(CheckpointError, match="is no checkpoint of this project"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of this project"):
         checkpoint.load(planted(tmp_path, evil.read_bytes()))
     assert not witness.exists()
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no checkpoint of this project"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of this project"):
         checkpoint.load(planted(tmp_path, b"not a checkpoint at all"))
     torch.save({"model": torch.zeros(2)}, tmp_path / "nanogpt.pt")
     with pytest.raises(CheckpointError, match="its format is not 'nanomada-2'"):

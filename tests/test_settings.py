@@ -126,8 +126,8 @@ def test_a_file_says_what_differs_from_its_base_and_the_command_line_wins(tmp_pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import os", ":1: only `name = value` may stand in a config file, it is data and is not executed"),
-        ("steps = 1\nif True:\n    steps = 2", ":2: only `name = value` may stand in a config file, it is data and is"),
+        ("import os", ":1: a config file may only contain `name = value`: it is data and is not executed"),
+        ("steps = 1\nif True:\n    steps = 2", ":2: a config file may only contain `name = value`: it is data"),
         ("steps = len('abc')", ":1: steps must be a literal or arithmetic on numbers (`len('abc')` is neither)"),
         ("steps = 'a' * 3", ":1: steps must be a literal or arithmetic on numbers (`'a' * 3` is neither)"),
         ("steps = 1 / 0", ":1: steps must be a literal or arithmetic on numbers (division by zero)"),
@@ -135,7 +135,7 @@ def test_a_file_says_what_differs_from_its_base_and_the_command_line_wins(tmp_pa
         ("steps = = 2", ": cannot be parsed (invalid syntax"),
         ("stepz = 2", ":1: unknown key 'stepz', did you mean 'steps'?"),
         ("base = 3", ":1: base must be the name of a config file, not 3"),
-        ("base = 'file.py'", ": its base leads back to itself"),
+        ("base = 'file.py'", ": its base refers back to itself"),
     ],
 )
 def test_files_are_data(tmp_path: Path, text: str, message: str) -> None:

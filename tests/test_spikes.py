@@ -123,7 +123,7 @@ def test_spikes_that_other_batches_do_not_cure_stop_the_run(run: list[str], pois
     assert train.main([*run, "--on_spike=skip"]) == 3
     assert len(drawn) == POISON + 3
     assert re.fullmatch(
-        r"train.py: step 41: a loss spike again, after 3 times with other batches; the last .*ckpt_000040.pt: .*\n",
+        r"train.py: step 41: a loss spike again, after skipping batches 3 times; the last .*ckpt_000040.pt: .*\n",
         capsys.readouterr().err,
     )
 

@@ -87,7 +87,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
     assert done.returncode == 0, done.stdout + done.stderr
     log = re.search(r"KILLS (.*)", done.stdout)[1]  # type: ignore[index]
     assert log.count("save") + log.count("anywhere") == kills and log.count("save") > kills / 2
-    assert "passing over" not in done.stderr  # no kill ever left a checkpoint that looks complete and is not
+    assert "skipping" not in done.stderr  # no kill ever left a checkpoint that looks complete and is not
     ends_equal(tmp_path / "run", killed)
     names = [path.name for path in killed.iterdir()]
     left = [name for name in names if name.startswith((".ckpt", "ckpt"))]
@@ -112,7 +112,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_unless_it_was_named(
     assert re.fullmatch(r"train.py: \S+ckpt_000012.pt is (damaged|truncated).*\n", capsys.readouterr().err)
     assert train.main([*small, "--checkpoint_interval=3", "--init_from=auto"]) == 0
     shown = capsys.readouterr()
-    assert re.fullmatch(r"train.py: passing over a checkpoint: \S+ckpt_000012.pt is .*\n", shown.err)
+    assert re.fullmatch(r"train.py: skipping a damaged checkpoint: \S+ckpt_000012.pt is .*\n", shown.err)
     assert "resuming after step 9" in shown.out
     again = checkpoint.load(checkpoint.newest(run))
     assert undisturbed[0] == without_seconds(run) and same(undisturbed[1]["model"], again["model"])
@@ -184,7 +184,7 @@ def test_a_save_that_fails_does_not_end_the_run(
     assert train.main([*run, f"--out_dir={out_dir}"]) == 0
     reason = {"full": "No space left on device", "read-only": "Read-only file system"}[trouble]
     shown = capsys.readouterr()
-    assert f"step 4 is not saved ({reason}); the checkpoints before it are as they were" in shown.out
+    assert f"step 4 is not saved ({reason}); the checkpoints before it are intact" in shown.out
     if trouble == "full":
         ends_equal(tmp_path / "run", out_dir)  # with the rows that waited in memory
     else:
@@ -431,15 +431,15 @@ train.parallel.end(train.main(sys.argv[2:]))
 """
 
 
-def test_a_nan_on_one_process_refuses_the_step_on_every_one(small: list[str], tmp_path: Path) -> None:
+def test_a_nan_on_one_process_skips_the_step_on_every_one(small: list[str], tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(NAN_ON_ONE_RANK)
     command = [*TORCHRUN, tmp_path / "rank.py", tmp_path, *small]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
-    untouched, refused, _ = ranks[0]
-    assert untouched and refused == 1
+    untouched, skipped, _ = ranks[0]
+    assert untouched and skipped == 1
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.long)], ids=["eager", "compiled"])

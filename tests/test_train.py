@@ -190,9 +190,10 @@ def test_a_run_starts_with_weights_and_goes_on_without_them(
         row for row in undisturbed if row["step"] != "6"]  # fmt: skip
     assert train.main([*run, "--init_from=resume"]) == 0  # without naming them
     assert without_seconds(tmp_path / "run") == undisturbed
-    assert "does not fit: weights=gpt2-xl (there " in refused([*run, "--init_from=resume", "--weights=gpt2-xl"], capsys)
+    line = refused([*run, "--init_from=resume", "--weights=gpt2-xl"], capsys)
+    assert "does not match: weights=gpt2-xl (checkpoint: " in line
     line = refused([*run, "--init_from=gpt2", "--weights=gpt2-xl"], capsys)
-    assert line == "init_from='gpt2' and weights='gpt2-xl' are two starts"
+    assert line == "init_from='gpt2' and weights='gpt2-xl' name different weights"
 
 
 def test_runs_and_weights_are_told_apart(small: list[str], corpus: str, tmp_path: Path, capsys) -> None:
@@ -201,7 +202,7 @@ def test_runs_and_weights_are_told_apart(small: list[str], corpus: str, tmp_path
     huggingface.save(GPT(GPTConfig(block_size=16, vocab_size=tokens, n_layer=1, n_head=1, n_embd=4)), weights)
     assert export.main([f"--folder={weights}", "--from_folder", f"--out_dir={back}", f"--dataset={corpus}"]) == 0
     line = refused([*small, f"--out_dir={back}", "--init_from=auto"], capsys)
-    assert line.endswith(f" and no run to go on with: start one in another out_dir with --weights={weights}")
+    assert line.endswith(f" so it cannot be resumed: start a run in another out_dir with --weights={weights}")
     assert train.main([*small, "--max_iters=1"]) == 0
     line = refused([*small, f"--init_from={tmp_path / 'run'}", f"--out_dir={tmp_path / 'other'}"], capsys)
     assert line.startswith(f"{tmp_path / 'run'} is a run of train.py, not") and "--init_from=resume" in line
@@ -250,7 +251,7 @@ def test_bad_input_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_another_optimizer_leaves_out_what_config_files_say_of_coefficients_it_lacks(
+def test_another_optimizer_ignores_settings_of_coefficients_that_it_does_not_have(
     corpus: str, tmp_path: Path, capsys
 ) -> None:
     run = [f"{ROOT}/config/shakespeare_char.py", "--optimizer=adam", "--max_iters=1", *TINY,
@@ -259,8 +260,9 @@ def test_another_optimizer_leaves_out_what_config_files_say_of_coefficients_it_l
     run[0] = str(tmp_path / "mada.py")
     assert train.main(run) == 0
     six = "beta1, beta2, beta3, rho, c, gamma"
-    left_out = f"rho; hyper_lr of {six}; hyper_momentum of {six[:-7]}"
-    assert capsys.readouterr().err == f"train.py: optimizer=adam leaves out what the config files say of {left_out}\n"
+    ignored = f"rho; hyper_lr of {six}; hyper_momentum of {six[:-7]}"
+    said = f"train.py: optimizer=adam ignores these settings of the config files: {ignored}\n"
+    assert capsys.readouterr().err == said
     written = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert written["coefficients"] == {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
     assert written["hyper_lr"] == written["hyper_momentum"] == {}
@@ -291,8 +293,8 @@ def test_a_checkpoint_is_resumed_by_its_own_model_and_optimizer_only(
     GPT = train.GPT
     monkeypatch.setattr(train, "GPT", lambda config: pytest.fail("a model was made before the refusal"))
     line = refused([*resume, "--n_embd=32", "--bias=True"], capsys)
-    assert line.endswith("does not fit: n_embd=32 (there 16), bias=True (there False)")
-    assert "optimizer=adam (there mada)" in refused([*resume, "--optimizer=adam", "--hyper_lr=None"], capsys)
+    assert line.endswith("does not match: n_embd=32 (checkpoint: 16), bias=True (checkpoint: False)")
+    assert "optimizer=adam (checkpoint: mada)" in refused([*resume, "--optimizer=adam", "--hyper_lr=None"], capsys)
     assert "is at step 6, beyond max_iters=5" in refused([*resume, "--max_iters=5"], capsys)
     assert files == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     monkeypatch.setattr(train, "GPT", GPT)
@@ -349,7 +351,7 @@ def test_a_run_that_diverges_stops(small: list[str], optimizer: list[str], capsy
     assert train.main(blow_up) == 3
     said = capsys.readouterr().err
     assert re.match(r"train.py: step \d+: no finite gradient for [4-6] steps; ", said)
-    assert re.search(r", the last checkpoint there is \S+ckpt_0000\d\d.pt: lower the learning rate", said)
+    assert re.search(r" the last checkpoint is \S+ckpt_0000\d\d.pt: lower the learning rate", said)
 
 
 def test_an_interrupted_run_says_how_to_go_on(small: list[str], monkeypatch, capsys) -> None:
