@@ -36,6 +36,13 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def differences(asked: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """How a run's config differs from what is asked of it (read_files with `adapt`): "seed=2, not 1"."""
+    wanted, there = ({**one, **one.get("coefficients", {})} for one in (asked, config))
+    return [f"{key}={there.get(key)}, not {value}" for key, value in wanted.items()
+            if key not in (*ELSEWHERE, "coefficients") and there.get(key) != value]  # fmt: skip
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.csv; None for what was not measured or is not finite. Raises ValueError."""
 
@@ -83,8 +90,8 @@ class Result:
     config: Mapping[str, Any]
     rows: Sequence[Row]
     final: Mapping[str, float]
-    state: str = "finished"
-    facts: Mapping[str, Any] | None = None  # commit, device, parameters ...
+    state: str
+    facts: Mapping[str, Any]  # all of config.json or of the record
 
     @property
     def seed(self) -> int:
