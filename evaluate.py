@@ -5,9 +5,9 @@
     torchrun --standalone --nproc_per_node=8 evaluate.py --out_dir=out/gpt2_mada --batch_size=32
     python evaluate.py --help
 
-Says what it will measure and about how long that takes, prints each result when it is there and all of them as a table,
-and writes them, with what is needed to repeat them, as JSON beside the checkpoint. The file is updated after each row:
-an interruption loses one. A later evaluation of the same checkpoint adds its rows and replaces those measured again.
+Says what it will measure and about how long that takes, prints each row when it is measured, and writes it, with what
+is needed to repeat it, as JSON beside the checkpoint: an interruption loses one row. A later evaluation of the same
+checkpoint adds its rows and replaces those measured again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from evaluation import perplexity
 from evaluation.perplexity import Stream, Subject, Windows
 from model import GPT
 from runtime import parallel
-from runtime.checkpoint import CheckpointError
+from runtime.cli import program
 from runtime.parallel import World
-from runtime.settings import ConfigError, HelpRequested, parse
+from runtime.settings import ConfigError, parse
 
 PROTOCOLS = ("paper", "strided", "lm_eval")
 STANDARD = ("openwebtext", "wikitext2", "lambada", "lambada_openai")  # `all` data sets for GPT-2's tokens
@@ -54,7 +54,7 @@ class Config:
     ] = None
     protocol: Annotated[
         str, "paper, strided, lm_eval, several with commas, or all, which reads a text four times (strided twice): of "
-        "GPT-2's sets 16 million tokens, for the 124M model minutes on a GPU and many hours on a CPU"
+        "GPT-2's sets 18 million tokens: with the 124M model minutes on a GPU, many hours on a CPU"
     ] = "all"  # fmt: skip
     dataset: Annotated[
         str, "wikitext2, wikitext103, lambada, lambada_openai (their test split), a prepared set (its val split); "
@@ -164,12 +164,15 @@ def measure(job: Job, cfg: Config, subject: Subject, world: World, label: str) -
 
 
 def speed(job: Job, cfg: Config, subject: Subject, world: World) -> float:
-    """Floating-point operations per second of all processes together, from one batch each after a short warm-up."""
-    for count in (1, cfg.batch_size * world.size):
-        some = job._replace(windows=Windows(*(column[:count] for column in job.windows)))
+    """Floating-point operations per second of all processes together, from one window each, or one batch if fast."""
+    for batch_size in (1, cfg.batch_size):
+        some = job._replace(windows=Windows(*(column[: batch_size * world.size] for column in job.windows)))
         begun = time.perf_counter()
-        perplexity.score(subject.model, some.stream, some.windows, cfg.batch_size, world)
-    return some.flops(subject.model) / (time.perf_counter() - begun)
+        perplexity.score(subject.model, some.stream, some.windows, batch_size, world)
+        seconds = time.perf_counter() - begun
+        if world.any(seconds > 1):
+            break
+    return some.flops(subject.model) / seconds
 
 
 def plan(cfg: Config, subject: Subject) -> tuple[list[Job], list[str]]:
@@ -275,23 +278,15 @@ def write(path: Path, subject: Subject, rows: list[dict[str, Any]]) -> None:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): name another file with --json") from None
 
 
-def main(argv: list[str]) -> int:
-    """The command line. Exit code 0: done; 2: a mistake to put right; 130: interrupted."""
+@program("evaluate.py")
+def main(argv: list[str]) -> None:
+    """The command line."""
+    cfg = parse(Config, argv, check, "evaluate.py")
+    world = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout)
     try:
-        cfg = parse(Config, argv, check, "evaluate.py")
-        world = parallel.join(cfg.device, cfg.dtype, cfg.dist_timeout)
-        try:
-            evaluate(cfg, world)
-        finally:
-            parallel.leave()
-    except HelpRequested as text:
-        print(text)
-    except (ConfigError, DataError, CheckpointError) as error:
-        parallel.complain("evaluate.py", error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        evaluate(cfg, world)
+    finally:
+        parallel.leave()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 
 from runtime import checkpoint, huggingface
 from runtime.checkpoint import CheckpointError
-from runtime.settings import ConfigError, HelpRequested, parse
+from runtime.cli import program
+from runtime.settings import parse
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,10 @@ def _save(folder: str, step: int, val_loss: float | None, content: dict[str, Any
         raise CheckpointError(f"{folder} cannot be written ({error.strerror})") from None
 
 
-def main(argv: list[str]) -> int:
-    """The command line. Exit code 0: done; 2: a mistake to put right."""
-    try:
-        print(export(parse(Config, argv, check, "export.py")))
-    except HelpRequested as text:
-        print(text)
-    except (ConfigError, CheckpointError) as error:
-        print(f"export.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+@program("export.py")
+def main(argv: list[str]) -> None:
+    """The command line."""
+    print(export(parse(Config, argv, check, "export.py")))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,11 +16,10 @@ from typing import Annotated, Literal
 
 import torch
 
-from data import DataError
 from evaluation.perplexity import open_subject
 from runtime import parallel
-from runtime.checkpoint import CheckpointError
-from runtime.settings import ConfigError, HelpRequested, parse
+from runtime.cli import program
+from runtime.settings import ConfigError, parse
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,9 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
             yield name, f"{name}={getattr(cfg, name)} must be 1 or more"
     if cfg.top_k is not None and cfg.top_k < 1:
         yield "top_k", f"top_k={cfg.top_k} must be 1 or more, or None"
-    if not 0 <= cfg.temperature < math.inf:
-        yield "temperature", f"temperature={cfg.temperature} must be 0 or more, and finite"
-    if not 0 <= cfg.seed < 2**64:
-        yield "seed", f"seed={cfg.seed} must be 0 or more, and below 2**64"
+    for name in ("temperature", "seed"):
+        if getattr(cfg, name) < 0:
+            yield name, f"{name}={getattr(cfg, name)} must be 0 or more"
     yield from parallel.device_problems(cfg.device)
 
 
@@ -89,18 +86,10 @@ def show(texts: Iterable[str]) -> None:
             raise ConfigError(f"the text cannot be written ({error.strerror})") from None
 
 
-def main(argv: list[str]) -> int:
-    """The command line. Exit code 0: done; 2: a mistake to put right; 130: interrupted."""
-    try:
-        show(sample(parse(Config, argv, check, "sample.py")))
-    except HelpRequested as text:
-        print(text)
-    except (ConfigError, DataError, CheckpointError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+@program("sample.py")
+def main(argv: list[str]) -> None:
+    """The command line."""
+    show(sample(parse(Config, argv, check, "sample.py")))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
     python train.py config/quickstart.py
     python train.py config/quickstart.py --optimizer=adam --out_dir=out/adam
     python train.py config/quickstart.py --optimizer=path/to/rule.py:MyRule --out_dir=out/mine
-    python train.py config/quickstart.py --init_from=auto
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py
     python train.py --help
 
-A step is an optimizer step. Everything random is a pure function of `seed`: the initial weights, the batch of step s
-(of s and the place in the global batch) and its dropout (of s and the micro-batch). So the number of processes changes
-nothing but speed, and a resumed run needs no state but weights, optimizer and step.
+A step is an optimizer step. Everything random is a pure function of the seed: the initial weights; the rows of a batch,
+of its number and their place in it; the dropout masks, of that number and the micro-batch. The number is the step's,
+plus the batches skipped after loss spikes. So the number of processes changes speed and round-off only.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from runtime import checkpoint, optimizers, parallel, signals, start
 from runtime.cli import program
 from runtime.parallel import World
 from runtime.recorder import Clock, Recorder, prepare_out_dir
-from runtime.settings import ConfigError, Count, Natural, NonNegative, parse
+from runtime.settings import ConfigError, Count, Natural, NonNegative, parse  # int >= 1, int >= 0, float >= 0
 from runtime.spikes import Rollback, Spikes, Stop, stopped
 
 
@@ -39,7 +38,7 @@ from runtime.spikes import Rollback, Spikes, Stop, stopped
 class Config:
     """Every setting of a run. The defaults are GPT-2 small on OpenWebText; config/ has one file for each known run."""
 
-    adapt, more_help = staticmethod(optimizers.adapt), staticmethod(optimizers.table)  # the rule owns its settings
+    adapt, more_help = staticmethod(optimizers.adapt), staticmethod(optimizers.table)  # hooks of `parse`
     # the run
     out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
     init_from: Annotated[
@@ -59,7 +58,7 @@ class Config:
     on_spike: Annotated[
         Literal["log", "stop", "skip"], "skip: go back to the last validation and skip the batches since"] = "log"
     spike_deviations: Annotated[
-        NonNegative, "a loss so far above the last 100 is a spike (standard deviations); 0: none is"] = 7.0
+        NonNegative, "a spike is this far above the mean of the last 100 logged losses (their std); 0: none is"] = 7.0
     wandb_log: Annotated[bool, "send the metrics to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "project there"] = "nanomada"
     wandb_run_name: Annotated[str | None, "name of the run there; None lets it choose one"] = None
@@ -84,7 +83,7 @@ class Config:
     hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
     hyper_start: Annotated[Natural, "coefficients are not learned until after this step (steps)"] = 0
     hyper_clip: Annotated[float, "hypergradients are clamped to plus and minus this (loss per unit)"] = 10.0
-    order: Annotated[Literal["coefficients_first", "weights_first"], "of a step's updates"] = "coefficients_first"
+    order: Annotated[Literal["coefficients_first", "weights_first"], "what a step updates first"] = "coefficients_first"
     learning_rate: Annotated[float, "highest learning rate, after the warm-up (weight units per step)"] = 6e-4
     weight_decay: Annotated[NonNegative, "decoupled decay of matrices (times the learning rate, per step)"] = 0.1
     grad_clip: Annotated[NonNegative, "largest global gradient norm (loss per weight unit); 0: no clipping"] = 1.0
@@ -115,7 +114,7 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
 
 
 def learning_rate(step: int, cfg: Config) -> float:
-    """The rate of step 1, 2, ...: linear warm-up, then a cosine down to min_lr, then min_lr."""
+    """The rate of step 1, 2, ...: linear warm-up, then a cosine down to min_lr, then min_lr (0 at step 0)."""
     done = step - 1
     end = cfg.max_iters if cfg.lr_decay_iters is None else cfg.lr_decay_iters
     if done < cfg.warmup_iters:
@@ -128,24 +127,24 @@ def learning_rate(step: int, cfg: Config) -> float:
     return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
 
 
-def accumulate(net: Any, tokens: Tokens, step: int, cfg: Config, world: World) -> torch.Tensor:
-    """Add up the gradient of the mean loss over the global batch of a step; return this process's share of that mean.
+def accumulate(net: Any, tokens: Tokens, batch: int, cfg: Config, world: World) -> torch.Tensor:
+    """Put the gradient of the mean loss over global batch `batch` into .grad; return this process's part of that mean.
 
-    The global batch is gradient_accumulation_steps micro-batches of batch_size rows. Each process takes its part of
-    them, and DDP averages the gradients with the last one (FSDP with each: no process has room for a whole gradient).
+    A global batch is gradient_accumulation_steps micro-batches of batch_size rows, shared out among the processes. DDP
+    averages gradients over them in the last backward, FSDP in each: no process has room for a whole gradient.
     """
     part = cfg.gradient_accumulation_steps // world.size
     total = torch.zeros((), device=world.device)
     for i in range(part):
         micro = world.rank * part + i  # its place in the global batch
         rows = range(micro * cfg.batch_size, (micro + 1) * cfg.batch_size)
-        x, y = train_batch(tokens, cfg.seed, step, rows, cfg.block_size)  # (B, T) each
+        x, y = train_batch(tokens, cfg.seed, batch, rows, cfg.block_size)  # (B, T) each
         if cfg.dropout:  # the masks belong to the micro-batch, whichever process works on it
-            torch.manual_seed(int(np.random.SeedSequence((cfg.seed, step, micro)).generate_state(1, np.uint64)[0]))
+            torch.manual_seed(int(np.random.SeedSequence((cfg.seed, batch, micro)).generate_state(1, np.uint64)[0]))
         with world.no_sync(net) if i < part - 1 else nullcontext():
             with world.autocast():
                 loss = net(world.move(x), world.move(y))[1]
-            (loss / part).backward()
+            (loss / part).backward()  # not of all micro-batches: DDP and FSDP average over the processes
         total += loss.detach() / cfg.gradient_accumulation_steps
     return total
 
@@ -160,10 +159,10 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float | Non
     B, T = cfg.batch_size, cfg.block_size
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     net.eval()
-    for first in range(world.rank * B, len(starts) + world.rank * B, world.size * B):  # as many passes for everyone
-        if world.any(signals.asked()) if world.sharded else signals.asked():  # none goes through a sharded model alone
+    for first in range(world.rank * B, len(starts) + world.rank * B, world.size * B):  # equally many on each rank
+        if world.agreed(signals.asked()):
             break
-        world.at()
+        world.at()  # tells the watchdog that this process goes on
         window = torch.from_numpy(tokens.windows(starts[first : first + B], T + 1))  # (n, T + 1), n is B but at the end
         x, y = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), IGNORE)  # always (B, T): nothing recompiles
         x[: len(window)], y[: len(window)] = window[:, :-1], window[:, 1:]
@@ -181,17 +180,19 @@ class Run:
     cfg: Config
     dataset: Dataset
     model: GPT
-    net: Any  # the model as it runs here, compiled or in parts
-    ddp: Any  # the same, with gradients averaged over the processes
+    net: Any  # the model to validate with: compiled, or sharded
+    ddp: Any  # the same to train with: backward averages gradients over the processes
     optimizer: Any
     recorder: Recorder
     spikes: Spikes
     clock: Clock
-    step: int  # done
-    val_losses: list[float]  # of its checkpoints, then all that it measures
+    world: World
+    step: int  # steps done
+    unlogged: torch.Tensor | None  # training loss of `step` where it was not logged yet; of step 0, 0
+    val_losses: list[float]  # of the checkpoints in out_dir, then of every validation since (nats per token)
 
 
-def set_up(cfg: Config, world: World, rollback: Rollback | None) -> tuple[Run, start.Start]:
+def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
     """Data, checkpoint or weights, model, optimizer and recorder of a run that starts or continues."""
     dataset = open_dataset(cfg.dataset, prepare=True, verify=cfg.verify_data and world.rank == 0)
     compile_model, compile_optimizer, no_compiler = parallel.compilation(cfg.compile, world.device)
@@ -207,51 +208,50 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> tuple[Run, s
     optimizer = optimizers.build(cfg, model, compile_optimizer)
     if saved:
         checkpoint.restore(saved, model, optimizer)
-    optimizer.zero_grad(set_to_none=False)  # views of its flat buffer: otherwise the first step would hold all twice
-    full = checkpoint.space_problem(cfg.out_dir, model, optimizer, cfg.keep_checkpoints) if world.rank == 0 else None
-    if full and not saved:  # a resumed run tries: where a save fails it goes on
-        raise ConfigError(full)
+    optimizer.zero_grad(set_to_none=False)  # views of its flat buffer: otherwise step 1 holds every gradient twice
+    no_room = checkpoint.space_problem(cfg.out_dir, model, optimizer, cfg.keep_checkpoints) if world.rank == 0 else ""
+    if no_room and not saved:  # a resumed run tries: where a save fails it goes on
+        raise ConfigError(no_room)
 
     recorder = Recorder(dataclasses.asdict(cfg), model, optimizer, world, begin)
     recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
-    for line in filter(None, [no_compiler, *begin.lines(), full]):
+    for line in filter(None, [no_compiler, *begin.lines(), no_room]):
         recorder.say(line)
     clock = Clock(begin.seconds, begin.step)
     val_losses = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
-    return Run(cfg, dataset, model, net, ddp, optimizer, recorder, begin.spikes, clock, begin.step, val_losses), begin
+    return Run(cfg, dataset, model, net, ddp, optimizer, recorder, begin.spikes, clock, world, begin.step,
+               begin.unlogged, val_losses)  # fmt: skip
 
 
 def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop | Rollback | None:
     """One run from its data to its figure, or the rest of it. Returns why it ended before its last step, if it did."""
-    run, begin = set_up(cfg, world, rollback)
+    run = set_up(cfg, world, rollback)
     cfg, optimizer = run.cfg, run.optimizer
-    if not begin.logged:
-        loss = world.number(begin.pending_loss or 0.0 if world.rank == 0 else 0.0)
-        if end := after_step(run, loss, learning_rate(max(run.step, 1), cfg), world):
-            return end
+    if run.unlogged is not None and (outcome := after_step(run, run.unlogged)):
+        return outcome
     for step in range(run.step + 1, cfg.max_iters + 1):
         world.at(step)
         lr = learning_rate(step, cfg)
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr * group.get("lr_scale", 1.0)  # torch optimizers whose groups differ (Muon)
         loss = accumulate(run.ddp, run.dataset.train, run.spikes.batch(step), cfg, world)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)  # they stay views of the optimizer's flat buffer
         run.step = step
         run.recorder.step()
-        signals.wait_for_boundaries()
-        if end := after_step(run, loss, lr, world):
-            return end
-    run.recorder.finish(run.val_losses[-1], run.dataset.manifest.get("val_unigram_entropy", math.nan))
+        signals.between_steps_only()  # there is something to save now
+        if outcome := after_step(run, loss):
+            return outcome
+    run.recorder.finish([math.nan, *run.val_losses][-1], run.dataset.manifest.get("val_unigram_entropy", math.nan))
     return None
 
 
-def after_step(run: Run, loss: torch.Tensor, lr: float, world: World) -> Stop | Rollback | None:
+def after_step(run: Run, loss: torch.Tensor) -> Stop | Rollback | None:
     """Log, validate, save: what is due after a step. Returns why the run must not go on to the next one, if so.
 
-    Nothing in a training step waits for the device. This does, at some of the steps.
+    With a rule of optim/, a training step only queues work for the device; this waits for it, where something is due.
     """
-    cfg, step = run.cfg, run.step
+    cfg, world, step = run.cfg, run.world, run.step
     last = step == cfg.max_iters
     validate = last or step % cfg.eval_interval == 0
     log = validate or step % cfg.log_interval == 0
@@ -260,19 +260,19 @@ def after_step(run: Run, loss: torch.Tensor, lr: float, world: World) -> Stop | 
         train_loss, leaving = world.sum(loss, signals.asked())
         speed = run.clock.steps_per_second(step)
     if validate and not leaving:
-        with optimizers.evaluating(run.optimizer):
+        with optimizers.evaluating(run.optimizer):  # Schedule-Free trains other weights than it evaluates
             val_loss = evaluate(run.net, run.dataset.val, cfg, world)
         leaving = val_loss is None
     if log and not leaving:
-        run.recorder.write(step, train_loss, val_loss, lr, run.clock.seconds(), speed)
-        if end := run.spikes.judge(step, train_loss, int(run.optimizer.skipped), cfg, run.recorder.say):
+        run.recorder.write(step, train_loss, val_loss, learning_rate(step, cfg), run.clock.seconds(), speed)
+        if outcome := run.spikes.judge(step, train_loss, int(run.optimizer.skipped), cfg, run.recorder.say):
             run.recorder.close()
-            return end
+            return outcome
 
     is_best = val_loss is not None and val_loss < min(filter(math.isfinite, run.val_losses), default=math.inf)
     due = cfg.checkpoint_interval and step % cfg.checkpoint_interval == 0
     if step and (leaving or last or due or is_best or (validate and cfg.always_save_checkpoint)):
-        save(run, world, val_loss, pending_loss=train_loss if leaving and log else None)
+        save(run, val_loss, pending_loss=train_loss if leaving and log else None)
     run.val_losses += [val_loss] if val_loss is not None else []
     if leaving:
         world.sum(loss)  # nobody goes before the first process has saved: torchrun ends the others with the first
@@ -283,16 +283,16 @@ def after_step(run: Run, loss: torch.Tensor, lr: float, world: World) -> Stop | 
     return None
 
 
-def save(run: Run, world: World, val_loss: float | None, pending_loss: float | None) -> None:
+def save(run: Run, val_loss: float | None, pending_loss: float | None) -> None:
     """A checkpoint, by the first process, or by all that have a part of the model. A failure is logged, no more."""
-    if world.rank and not world.sharded:
+    if run.world.rank and not run.world.sharded:
         return
-    write = checkpoint.save_shards if world.sharded else checkpoint.save
+    write = checkpoint.save_shards if run.world.sharded else checkpoint.save
     with optimizers.evaluating(run.optimizer):
         content = {
             "config": dataclasses.asdict(run.cfg),
             "model_config": dataclasses.asdict(run.model.config),
-            "model": run.model.state_dict(keep_vars=world.sharded),  # which tell what is tied
+            "model": run.model.state_dict(keep_vars=run.world.sharded),  # shards.py finds tied weights by identity
             "optimizer": run.optimizer.state_dict(),
             "learned": list(run.optimizer.learned),
             "seconds": run.clock.seconds(),

@@ -31,7 +31,9 @@ from data.prepare import source
 from data.preparation import prepare
 documents, folder, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 start = time.perf_counter()
-prepare(source([documents], "ours", val_fraction=0.0005), folder, threads=workers)
+ours = source([documents], "ours", val_fraction=0.0005)
+ours.required = ()  # of few documents none may fall into val
+prepare(ours, folder, threads=workers)
 print(time.perf_counter() - start)
 """
 

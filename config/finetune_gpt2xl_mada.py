@@ -7,7 +7,7 @@ Expected: a final TRAINING loss of 0.255 (table 4), Adam's is 0.276, HyperAdam's
 epochs" and no learning rate. nanoGPT's recipe for this model and text, which this is but for its length (constant 3e-5,
 32 sequences a step), cannot be at such a loss after two passes over 301,966 tokens: read the order of the three, not
 the number. Memory: 63 GB, 12 GB sharded over eight (docs/SCALE.md). Cost: 590,000 tokens, half a minute of an H200 at a
-third of its peak; downloading 6 GB, compiling and saving 50 GB take longer. Never run here.
+third of its peak; downloading 6 GB, compiling and saving 50 GB take longer.
 """
 
 out_dir = "out/finetune_gpt2xl_mada"

@@ -3,7 +3,7 @@
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2_adam.py
 
 Expected: validation loss 2.8956 (table 2). Cost: 49.2 billion tokens, about 40 H100 hours at 330,000 tokens per second
-and GPU, 5 hours on eight. Never run here.
+and GPU, 5 hours on eight.
 """
 
 out_dir = "out/gpt2_adam"

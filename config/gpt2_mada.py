@@ -1,13 +1,10 @@
 """GPT-2 small (124M) on OpenWebText with MADA: the paper's main result (tables 2 and 3, figures 3, 4 and 7).
-
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py
-
 Expected: validation loss 2.8806 (table 2), Adam's is 2.8956. Cost: as gpt2_adam.py and the optimizer's own time, which
-benchmarks/ measures. Never run here.
+benchmarks/ measures.
 """
 
 base = "gpt2_adam.py"
-
 out_dir = "out/gpt2_mada"
 optimizer = "mada"
 beta3 = 0.9

@@ -1,11 +1,9 @@
 """GPT-2 medium (355M) on OpenWebText with Adam (table 7).
-
 Expected: validation loss 2.6527 (table 7). Cost: about 120 H100 hours; 27 GB on each
-of eight GPUs (docs/SCALE.md). Never run here.
+of eight GPUs (docs/SCALE.md).
 """
 
 base = "gpt2_adam.py"
-
 out_dir = "out/gpt2_medium_adam"
 n_layer = 24
 n_head = 16

@@ -6,7 +6,6 @@ As config/laptop.py, with nanoGPT's larger model for this text. Never run here. 
 """
 
 base = "laptop.py"
-
 device = "auto"
 n_layer = 6
 n_head = 6

@@ -2,7 +2,7 @@
 
 Expected: a final TRAINING loss of 0.63 to 0.79, depending on the betas it starts from (Adam: 0.60 to 0.94). The model
 is too large for the text, so the validation loss has its minimum, about 1.47 in nanoGPT's hands, before the end.
-Cost: minutes on a GPU, more than a day on 2 CPU cores. Not run here yet.
+Cost: minutes on a GPU, more than a day on 2 CPU cores.
 """
 
 out_dir = "out/shakespeare_char"

@@ -7,7 +7,6 @@ Expected: see experiments/report.md. Cost: about 30 seconds on one CPU core.
 """
 
 base = "laptop.py"
-
 n_layer = 2
 n_head = 3
 n_embd = 48

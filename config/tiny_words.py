@@ -7,7 +7,6 @@ little more than how frequent words are. Expected: see experiments/report.md. Co
 """
 
 base = "tiny.py"
-
 dataset = "openwebtext1k"
 n_embd = 32
 n_head = 2

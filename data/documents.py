@@ -59,21 +59,18 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(expand, inputs):
         with reading(f"--input {path}"):
-            if not path.is_dir():
-                if problem := _unusable(path):
-                    raise DataError(f"--input {path} {problem}: take it out of the input")
-                found.append(path)
-                continue
-            problems = {file: _unusable(file) for file in _inside(path)}
-        usable = [file for file, problem in problems.items() if not problem]
-        left_out = [f"{file.relative_to(path)} {problem}" for file, problem in problems.items() if problem]
-        more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        if not usable:
-            why = f" ({'; '.join(left_out[:3])}{more})" if left_out else ""
-            raise DataError(f"--input {path} contains no text and no file of these kinds: {', '.join(RECORDS)}{why}")
-        if left_out:
-            print(f"{path}: left out {'; '.join(left_out[:3])}{more}", file=sys.stderr)
-        found += usable
+            inside = _inside(path) if path.is_dir() else [path]
+            problems = {file: problem for file in inside if (problem := _unusable(file))}
+        if inside == [path] and problems:
+            raise DataError(f"--input {path} {problems[path]}: take it out of the input")
+        said = [f"{file.relative_to(path)} {problem}" for file, problem in problems.items()]
+        left_out = "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
+        if len(said) == len(inside):
+            kinds = f"text and no file of these kinds: {', '.join(RECORDS)}"
+            raise DataError(f"--input {path} contains no {kinds}" + (f" ({left_out})" if left_out else ""))
+        if said:
+            print(f"{path}: left out {len(said)} files: {left_out}", file=sys.stderr)
+        found += [file for file in inside if file not in problems]
     return found
 
 
@@ -105,7 +102,7 @@ def _unusable(path: Path) -> str | None:
     with path.open("rb") as f:
         start = f.read(8192)
     if b"\0" in start and not start.startswith(UTF16):
-        return f"is not text, nor a file of these kinds: {', '.join(RECORDS)}"
+        return "is not text"
     return None if start else "holds no document"
 
 

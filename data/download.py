@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ def fetch(filename: str, url: str, sha256: str) -> Path:
             f" or as {filename} in a folder and set DATA_MIRROR to it (sha256 {sha256[:16]}...)"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return path
 
 

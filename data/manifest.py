@@ -47,11 +47,14 @@ def reading(path: str | Path) -> Iterator[None]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a half, whenever the power fails."""
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.json")
-    with open(partial, "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    publish(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as f:
+            json.dump(content, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # of a full disk
 
 
 def publish(partial: Path, path: Path) -> None:
@@ -80,30 +83,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {e.strerror}") from None
     except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, nested too deeply
         raise DataError(f"{path} is not valid JSON ({e}): {AGAIN}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path} is not a manifest of format {FORMAT}: {AGAIN}")
     try:
-        if manifest["dtype"] != "uint16":
-            raise DataError(f"{path}: dtype {manifest['dtype']!r}, expected 'uint16': {AGAIN}")
-        for split in manifest["splits"].values():
-            if split["tokens"] != sum(shard["tokens"] for shard in split["shards"]):
-                raise DataError(f"{path}: the shards do not add up to {split['tokens']:,} tokens: {AGAIN}")
-            for shard in split["shards"]:
-                if shard["file"] != Path(shard["file"]).name:
-                    raise DataError(f"{path}: the shard {shard['file']!r} lies outside the folder: {AGAIN}")
-                _check_size(folder / shard["file"], shard["tokens"])
-    except (KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{path} lacks or garbles the entry {e}: {AGAIN}") from None
+        problem = next(_problems(path, manifest), None)
+    except (LookupError, TypeError, AttributeError, ValueError) as e:
+        problem = f"{path} lacks or garbles the entry {e}"
+    if problem:
+        raise DataError(f"{problem}: {AGAIN}")
     return manifest
 
 
-def _check_size(shard: Path, tokens: int) -> None:
-    if not shard.is_file():
-        raise DataError(f"{shard} is missing although manifest.json lists it: {AGAIN}")
-    size = shard.stat().st_size
-    if size != tokens * DTYPE.itemsize:
-        odd = ", not even a whole number of uint16" if size % DTYPE.itemsize else ""
-        raise DataError(f"{shard} has {size:,} bytes{odd}; its manifest says {tokens * DTYPE.itemsize:,}: {AGAIN}")
+def _problems(path: Path, manifest: Any) -> Iterator[str]:
+    """What is wrong with a manifest and with the files that it lists, beside it."""
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        yield f"{path} is not a manifest of format {FORMAT}"
+    if manifest["dtype"] != "uint16":
+        yield f"{path}: dtype {manifest['dtype']!r}, expected 'uint16'"
+    for name, split in manifest["splits"].items():
+        if split["tokens"] != sum(shard["tokens"] for shard in split["shards"]):
+            yield f"{path}: the shards of {name} do not add up to {split['tokens']} tokens"
+        for shard in split["shards"]:
+            file, tokens = path.parent / shard["file"], shard["tokens"]
+            if shard["file"] != file.name:
+                yield f"{path}: the shard {shard['file']!r} lies outside the folder"
+            if not file.is_file():
+                yield f"{file} is missing although manifest.json lists it"
+            size = file.stat().st_size
+            if size != tokens * DTYPE.itemsize:
+                odd = ", not even a whole number of uint16" if size % DTYPE.itemsize else ""
+                yield f"{file} has {size:,} bytes{odd}; its manifest says {tokens * DTYPE.itemsize:,}"
+            if not tokens or not isinstance(shard["sha256"], str):
+                yield f"{path} lacks or garbles the entries of {file.name}"
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:

@@ -130,8 +130,8 @@ def _differences(source: Source, found: dict[str, Any]) -> str:
     theirs = {"tokenizer": found.get("tokenizer"), **(origin if isinstance(origin, dict) else {})}
     ours = {"tokenizer": source.tokenizer.name, **json.loads(json.dumps(source.origin))}
     pairs = {key: (theirs.get(key), ours.get(key)) for key in {**theirs, **ours}}
-    short = {key: f" {a!r}, not {b!r}" if len(f"{a}{b}") < 60 else "" for key, (a, b) in pairs.items() if a != b}
-    return "; ".join(key + values for key, values in short.items())
+    short = {key: f"{key} {a!r}, not {b!r}" for key, (a, b) in pairs.items() if a != b}
+    return "; ".join(said if len(said) < 80 else f"other {key}" for key, said in short.items())
 
 
 def _make(source: Source, folder: Path, shard_tokens: int, threads: int) -> None:

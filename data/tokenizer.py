@@ -69,9 +69,14 @@ Tokenizer = CharTokenizer | GPT2Tokenizer
 
 
 def from_manifest(manifest: dict[str, Any], path: Path) -> Tokenizer:
-    """The tokenizer that a manifest names. Raises DataError where it names another, or sizes that disagree."""
+    """The tokenizer that a manifest names.
+
+    Raises DataError where it names another one, or sizes that disagree; KeyError for an entry that is missing or empty.
+    """
     tokenizer: Tokenizer
     if manifest["tokenizer"] == "char":
+        if not manifest["vocabulary"] or not isinstance(manifest["vocabulary"], str):
+            raise KeyError("vocabulary")
         tokenizer = CharTokenizer(manifest["vocabulary"])
     elif manifest["tokenizer"] == "gpt2":
         tokenizer = GPT2Tokenizer()

@@ -20,7 +20,7 @@ from typing import Any
 from data import DataError
 from evaluation.perplexity import open_subject
 from runtime import huggingface
-from runtime.checkpoint import CheckpointError
+from runtime.cli import program
 
 try:
     from lm_eval.api.registry import register_model
@@ -50,8 +50,9 @@ class NanoMADA(HFLM):
             super().__init__(pretrained=folder, **arguments)
 
 
-def main() -> int:
-    """The harness's own command line. Exit code 2: a mistake to put right."""
+@program("harness.py")
+def main(argv: list[str]) -> None:
+    """The harness's own command line, which reads sys.argv."""
     from lm_eval.__main__ import cli_evaluate
 
     # Some tasks import Hugging Face's package `evaluate`: import it first, without our evaluate.py on the path
@@ -60,13 +61,8 @@ def main() -> int:
     with contextlib.suppress(ImportError):
         importlib.import_module("evaluate")
     sys.path[:0] = here
-    try:
-        cli_evaluate()
-    except (DataError, CheckpointError) as error:
-        print(f"harness.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    cli_evaluate()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ from runtime.recorder import commit
 from runtime.settings import read_files
 from study.page import Block
 from study.runner import DIVERGED, Runner
-from study.runs import ELSEWHERE, Row, coefficient_columns, final_values, measured, read_rows
+from study.runs import Row, coefficient_columns, differences, final_values, measured, read_rows
 from study.statistics import mean
 
 from .training_loss import saved_last, training_loss
@@ -150,15 +150,13 @@ class Training(Run):
         """How a run's config differs from what the config files, the settings and the record that it takes its
         coefficients from say now: "seed=2, not 1". Raises RuntimeError if there is no such record."""
         asked = read_files([ROOT / path for path in self.configs], self.all_settings(), adapt)
-        coefficients = asked.pop("coefficients")
         if self.coefficients_from:
             source = self.coefficients_from.record()
             if source is None:
                 raise RuntimeError(f"{self.name}: {self.coefficients_from.name} has no record")
-            coefficients |= {name: value for name, value in source["final"].items() if name in coefficients}
-        there = rounded({**config, **config.get("coefficients", {})})
-        return [f"{key}={there.get(key)}, not {value}" for key, value in rounded(asked | coefficients).items()
-                if key not in ELSEWHERE and there.get(key) != value]  # fmt: skip
+            own = asked["coefficients"]
+            asked["coefficients"] = own | {name: value for name, value in source["final"].items() if name in own}
+        return differences(rounded(asked), rounded(config))
 
     def folder_config(self) -> Record | None:
         """The config.json of its folder, None if there is none. Raises RuntimeError if it is another run's, or

@@ -17,11 +17,9 @@ With weights first, learn comes after update.
 No graph outlives a step, autograd never goes through the model a second time, and nothing waits for the device.
 """
 
-import weakref
-from collections import namedtuple
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,39 +27,13 @@ from torch.optim import Optimizer
 
 from . import options
 from .compiled import CompiledPass
-from .flat import Bucket, Kind, Rows, share, whole
+from .flat import Bucket, Kind, name_of, overlapping, own_storage, share, whole
 from .options import Options, refuse_outside
 from .rule import Coefficient
+from .step import Hyper, Scalars, Step
 
 COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
 COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # of Rows, in a parameter's state
-HARMLESS = {"params", "param_names", "name", "initial_lr"}  # in a param group: what torch and its schedulers put there
-
-
-class Scalars(NamedTuple):
-    """What changes from step to step besides the rows: 0-D tensors, and one value per learned coefficient (K,)."""
-
-    fixed: Tensor  # coefficients and constants that are not learned; never changes
-    q: Tensor  # learned coefficients after the last step
-    q_applied: Tensor  # those that made x
-    momentum: Tensor
-    h: Tensor  # hypergradients
-    norm: Tensor  # of the gradient, before clipping
-    clip: Tensor  # factor that clips this gradient
-    clip_applied: Tensor  # factor that clipped the pending gradient
-    accept: Tensor  # whether this step counts: its gradient is finite
-    steps: Tensor  # that counted
-    skipped: Tensor  # steps in a row that did not
-    lr_start: Tensor  # what a learned lr is measured by
-
-
-class Hyper(NamedTuple):
-    """The coefficients' own optimizer, one value per learned coefficient (K,)."""
-
-    rate: Tensor
-    decay: Tensor
-    low: Tensor
-    high: Tensor
 
 
 class RuleOptimizer(Optimizer):
@@ -123,10 +95,8 @@ class RuleOptimizer(Optimizer):
             hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm, half=half, box=box, **values,
         )  # fmt: skip
         self.options, self.learned, self.fields = asked, asked.learned, asked.fields
-        self._fixed_names = tuple(k for k in asked.start if k not in self.learned)
-        self._q_type = namedtuple("Q", asked.start.keys())  # type: ignore[misc]
         self.buckets: list[Bucket] = []
-        self._passes: dict[Any, CompiledPass] = {}
+        self._prepare()
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
         # The scalars live on the first parameter's device, in float64 where it has that: 0.9 + 1e-9 is not 0.9.
@@ -146,7 +116,7 @@ class RuleOptimizer(Optimizer):
         q, one = vector(asked.start[k] for k in self.learned), vector([1.0])[0]
         nan, zero = torch.full_like(one, float("nan")), torch.zeros_like(one, dtype=torch.int64)
         self._scalars = Scalars(
-            fixed=vector(asked.start[k] for k in self._fixed_names),
+            fixed=vector(asked.start[k] for k in self.options.fixed),
             q=q, q_applied=q, momentum=torch.zeros_like(q), h=nan.expand_as(q).clone(),
             norm=nan, clip=one, clip_applied=one, accept=one.bool(), steps=zero, skipped=zero,
             lr_start=vector([float(lr)])[0],
@@ -167,9 +137,8 @@ class RuleOptimizer(Optimizer):
     # ------------------------------------------------------------------------------------------------ parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with `params`, and `lr` and `weight_decay` if they differ; at any time, as in torch.optim."""
-        for k in sorted(set(param_group) - HARMLESS - {"lr", "weight_decay"}):
-            raise ValueError(f"{type(self).__name__}: param group: no coefficient {k!r}, it has lr, weight_decay")
+        """Add a group with `params`, and `lr` and `weight_decay` if they differ; at any time, as in torch.optim. Other
+        keys are kept and not read."""
         for k in param_group.keys() & {"lr", "weight_decay"}:
             refuse_outside(f"{type(self).__name__}: param group: {k}", param_group[k], 0)
         super().add_param_group(param_group)
@@ -180,19 +149,54 @@ class RuleOptimizer(Optimizer):
                 self.param_groups.pop()
                 raise
 
+    def _check_groups(self) -> None:
+        name = type(self).__name__
+        for g, group in enumerate(self.param_groups):
+            for k in sorted(group.keys() & {*self.options.start}):
+                raise ValueError(f"{name}: param group {g}: {k} is the same for all groups, give it to {name} itself")
+            for p in group["params"]:
+                if not p.dtype.is_floating_point:
+                    raise ValueError(f"{name}: parameters of dtype {p.dtype} cannot be optimized")
+        if both := overlapping([p for group in self.param_groups for p in group["params"]]):
+            names = " and ".join(name_of(p, self.param_groups) for p in both)
+            raise ValueError(f"{name}: {names} lie in the same memory: give the optimizer one of them, and tie modules "
+                             "by sharing the Parameter itself")  # fmt: skip
+
     def _add_buckets(self, groups: list[dict[str, Any]]) -> None:
+        self._check_groups()
         for kind in dict.fromkeys(Kind.of(p) for group in groups for p in group["params"]):
-            if not kind.dtype.is_floating_point:
-                raise ValueError(f"{type(self).__name__}: parameters of dtype {kind.dtype} cannot be optimized")
             half = self.options.half
-            bucket = Bucket(groups, kind, self.State, self.fields, half, learning=bool(self.learned))
-            self.buckets.append(bucket)
-            matrices = bucket.states if bucket.pending is None else bucket.states | {"pending": bucket.pending}
-            for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.spans, strict=True)):
-                if p.numel():
-                    self.state[p] = {k: bucket.view(matrix, i) for k, matrix in matrices.items()}
-                if row < end:
-                    self.state[p] |= {k: getattr(bucket.rows, v)[row:end] for k, v in COLUMNS.items()}
+            self.buckets.append(Bucket(groups, kind, self.State, self.fields, half, learning=bool(self.learned)))
+            self._show_state(self.buckets[-1])
+        self._layout = self._current_layout()
+
+    def _current_layout(self) -> Any:
+        """What a step relies on, by identity: groups, their parameters, the tensors in their state."""
+        start, state = self.options.start.keys(), self.state
+        groups = [(id(g), start.isdisjoint(g), [*map(id, g["params"])]) for g in self.param_groups]
+        return groups, len(state), [[*map(id, state.get(p, {}).values())] for b in self.buckets for p in b.params]
+
+    def _follow_edits(self) -> None:
+        """Where groups, parameters or state were replaced since the last step, lay them out anew. What has no state any
+        longer begins again, as in torch.optim."""
+        if self._current_layout() != self._layout:
+            self._check_groups()
+            kept = {p: self.state[p] for group in self.param_groups for p in group["params"] if p in self.state}
+            self.buckets, self.state = [], defaultdict(dict)
+            self._passes.clear()
+            self._add_buckets(self.param_groups)
+            for p, saved in kept.items():
+                for k in self.state[p].keys() & saved.keys():
+                    self.state[p][k].copy_(saved[k])
+
+    def _show_state(self, bucket: Bucket) -> None:
+        """Put the parameters' views of the bucket's rows into `state`."""
+        matrices = bucket.states if bucket.pending is None else bucket.states | {"pending": bucket.pending}
+        for i, (p, (row, end)) in enumerate(zip(bucket.params, bucket.spans, strict=True)):
+            if p.numel():
+                self.state[p] = {k: own_storage(bucket.view(matrix, i)) for k, matrix in matrices.items()}
+            if row < end:
+                self.state[p] |= {k: getattr(bucket.rows, v)[row:end] for k, v in COLUMNS.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients. With set_to_none=False they are zeroed and stay views of one flat matrix, into which
@@ -200,6 +204,8 @@ class RuleOptimizer(Optimizer):
         if set_to_none:
             super().zero_grad(set_to_none=True)
         else:
+            with torch.no_grad():
+                self._follow_edits()
             for bucket in self.buckets:
                 bucket.attach_gradients()
 
@@ -212,6 +218,7 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._follow_edits()
         buckets = [bucket for bucket in self.buckets if len(bucket.rows.t)]
         if not buckets:
             return loss
@@ -220,12 +227,12 @@ class RuleOptimizer(Optimizer):
             b.sync_param_groups()
 
         if self._needs_norm:
-            sums = self._total({b: self._run("_hypergradient", b, self._scalars, b.rows) for b in buckets})
-            self._scalars = self._run("_judge", None, self._scalars, sums[-1])
+            sums = self._total({b: self._run("hypergradient", b, self._scalars, b.rows) for b in buckets})
+            self._scalars = self._run("judge", None, self._scalars, sums[-1])
             if self.options.order == "coefficients_first":
                 self._learn_from(sums[:-1])
         for b in buckets:
-            columns = self._run("_update", b, self._scalars, b.rows)
+            columns = self._run("update", b, self._scalars, b.rows)
             torch._foreach_copy_([b.rows.t, b.rows.has_pending, b.rows.lr_applied], columns)
             b.write_back()
             torch.autograd.graph.increment_version(b.params)  # a graph that still needs the old ones says so
@@ -249,91 +256,16 @@ class RuleOptimizer(Optimizer):
 
     def _learn_from(self, h: Tensor) -> None:
         if self.learned:
-            self._scalars = self._run("_learn", None, self._scalars, self._hyper, h)
+            self._scalars = self._run("learn", None, self._scalars, self._hyper, h)
 
     def _run(self, name: str, bucket: Bucket | None, scalars: Scalars, *args: Any) -> Any:
-        """One of the functions below, compiled for the bucket."""
+        """A function of step.py, compiled for the bucket."""
         key = (name, bucket)
-        if key not in self._passes:  # a bound method would be a cycle of references, which outlives the optimizer
-            self._passes[key] = CompiledPass(partial(getattr(type(self), name), weakref.proxy(self)), self._compiled)
+        if key not in self._passes:
+            self._passes[key] = CompiledPass(getattr(self._step, name), self._compiled)
         if bucket is not None and bucket.device != self._device:
             scalars = Scalars(*(s.to(bucket.device) for s in scalars))
         return self._passes[key](scalars, *args)
-
-    # The functions below are pure but for the copy_s of _update.
-
-    def _advance(self, now: Scalars, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
-        names = (*self.learned, *self._fixed_names)
-        q: Any = self._q_type(**dict(zip(names, (*learned, *now.fixed.to(t.dtype).unbind()), strict=True)))
-        direction, s = self.advance(q, s, g, t)
-        if "lr" in self.learned:
-            direction = q.lr / now.lr_start.to(t.dtype) * direction
-        return direction, s
-
-    def _hypergradient(self, now: Scalars, rows: Rows) -> Tensor:
-        """(K + 1,): the hypergradients <g, d x / d q> of the coefficients that made x, and |g|^2. Reads only."""
-        t, dtype = rows.t, rows.t.dtype
-        g, s = rows.g.to(dtype), self._cast(rows.state, dtype)
-        columns = [torch.where(rows.active, (g * g).sum((1, 2), keepdim=True), 0)]
-        if rows.pending is not None:
-            p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
-            q = now.q_applied.to(dtype).expand(len(t), 1, -1).split(1, dim=-1)  # one copy a row: summed by row first
-            vjp = torch.func.vjp(lambda *q: self._advance(now, q, s, p, t)[0], *q)[1]
-            made = rows.active & rows.has_pending  # elsewhere x was not made by the pending gradient
-            columns = [torch.where(made, -rows.lr_applied * h, 0) for h in vjp(g)] + columns
-        return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
-
-    def _judge(self, now: Scalars, square: Tensor) -> Scalars:
-        """From |g|^2: whether the step counts, and the factor that clips it."""
-        norm = square.sqrt()
-        accept = torch.isfinite(norm)
-        clip = torch.ones_like(norm)
-        if self.options.max_grad_norm is not None:  # as torch.nn.utils.clip_grad_norm_ does
-            clip = torch.clamp(self.options.max_grad_norm / (norm + 1e-6), max=1.0)
-        skipped = torch.where(accept, 0, now.skipped + 1)
-        return now._replace(norm=norm, clip=clip, accept=accept, steps=now.steps + accept, skipped=skipped)
-
-    def _learn(self, now: Scalars, hyper: Hyper, h: Tensor) -> Scalars:
-        """q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
-        h = torch.where(now.steps > 1, h, float("nan"))  # no coefficients made the first x
-        moves = now.accept & torch.isfinite(h) & (now.steps > self.options.hyper_start)
-        momentum = hyper.decay * now.momentum + h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
-        momentum = torch.where(moves, momentum, now.momentum)
-        q = torch.where(moves, torch.clamp(now.q - hyper.rate * momentum, hyper.low, hyper.high), now.q)
-        return now._replace(q=q, momentum=momentum, h=h)
-
-    def _update(self, now: Scalars, rows: Rows) -> list[Tensor]:
-        """Write x, the states and the pending gradient; return the new columns t, has_pending, lr_applied."""
-        t, dtype, active = rows.t, rows.t.dtype, rows.active & now.accept
-        s = self._cast(rows.state, dtype)
-        clipped = rows.g.to(dtype) * now.clip.to(dtype)
-        q = now.q.to(dtype).unbind()
-        if rows.pending is None:
-            direction, new = self._advance(now, q, s, clipped, t + 1)
-            new = self._keep(active, new, s)
-        else:  # the pending gradient enters the states, with the coefficients that made x of it, and g becomes pending
-            p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
-            _, new = self._advance(now, now.q_applied.to(dtype).unbind(), s, p, t)
-            new = self._keep(rows.has_pending & now.accept, new, s)
-            direction, _ = self._advance(now, q, new, clipped, t + 1)
-            rows.pending.copy_(torch.where(active, rows.g, rows.pending))
-        moved = (1 - rows.lr * rows.decay) * rows.x.to(dtype) - rows.lr * direction
-        rows.x.copy_(torch.where(active, moved, rows.x.to(dtype)))
-        for old, value in zip(rows.state, new, strict=True):
-            if old is not None:
-                old.copy_(value)
-        return [
-            torch.where(active, t + 1, t),
-            torch.where(now.accept, rows.active, rows.has_pending),
-            torch.where(active, rows.lr, rows.lr_applied),
-        ]
-
-    def _cast(self, state: Any, dtype: torch.dtype) -> Any:
-        return self.State(*(None if matrix is None else matrix.to(dtype) for matrix in state))
-
-    def _keep(self, chosen: Tensor, new: Any, old: Any) -> Any:
-        """The new state in the rows that are chosen, the old one in the others."""
-        return self.State(*(None if b is None else torch.where(chosen, a, b) for a, b in zip(new, old, strict=True)))
 
     # ---------------------------------------------------------------------------------------------------- report
 
@@ -341,7 +273,7 @@ class RuleOptimizer(Optimizer):
     def coefficients(self) -> dict[str, float]:
         """Value of each coefficient, learned or not."""
         learned = dict(zip(self.learned, self._scalars.q.tolist(), strict=True))
-        fixed = dict(zip(self._fixed_names, self._scalars.fixed.tolist(), strict=True))
+        fixed = dict(zip(self.options.fixed, self._scalars.fixed.tolist(), strict=True))
         return {k: learned[k] if k in learned else fixed[k] for k in (*self.table, *learned) if k in learned | fixed}
 
     @property
@@ -360,8 +292,24 @@ class RuleOptimizer(Optimizer):
     # ---------------------------------------------------------------------------------------------------- state
 
     def __getstate__(self) -> dict[str, Any]:
-        """All of it for copy.deepcopy, which copies the parameters too, but for what is compiled."""
-        return self.__dict__ | {"_passes": {}}
+        """For copy.deepcopy and pickle: all but what is compiled or made by others, such as hooks and the `step` that a
+        scheduler wrapped, as in torch.optim."""
+        made_by_torch = super().__getstate__() | {"state": defaultdict(dict)}  # the buckets hold the state
+        ours = ("options", "learned", "fields", "buckets", "_device", "_hyper", "_scalars",
+                "_needs_norm", "_compiled")  # fmt: skip
+        return made_by_torch | {k: self.__dict__[k] for k in ours}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+        for bucket in self.buckets:
+            self._show_state(bucket)
+        self._layout = self._current_layout()
+
+    def _prepare(self) -> None:
+        """What is made anew in a copy."""
+        self._step = Step(type(self), self.options)
+        self._passes: dict[Any, CompiledPass] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads

@@ -3,6 +3,7 @@
 A parameter that FSDP2 shards is a DTensor, of which each process holds a part. The matrices hold those parts.
 """
 
+import itertools
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
@@ -21,11 +22,51 @@ class Kind(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     process_groups: tuple[Any, ...]  # over which the sums over shards add up; empty: no shards
+    copied: bool  # into x and back at each step; otherwise the parameters are made views of x
 
     @staticmethod
     def of(p: Any) -> "Kind":
         layout = enumerate(getattr(p, "placements", ()))
-        return Kind(p.device, p.dtype, tuple(p.device_mesh.get_group(i) for i, placed in layout if placed.is_shard()))
+        groups = tuple(p.device_mesh.get_group(i) for i, placed in layout if placed.is_shard())
+        return Kind(p.device, p.dtype, groups, bool(groups) or has_others_memory(p))
+
+
+def has_others_memory(p: Any) -> bool:
+    """Whether a parameter has to stay where it is: FSDP's, in memory shared by processes, or a part of a tensor."""
+    if hasattr(p, "to_local"):
+        return True
+    shared = p.device.type == "cpu" and p.is_shared()  # on a GPU every tensor may be shared
+    return shared or (p.device.type != "meta" and p.untyped_storage().nbytes() > p.nbytes)
+
+
+def own_storage(view: Tensor) -> Tensor:
+    """The same memory, as a tensor with a storage object of its own. Whatever tells tied tensors by their storage
+    (safetensors, accelerate) or saves whole storages (torch.save) sees one parameter, not the matrix around it."""
+    return view if view.device.type == "meta" else torch.from_dlpack(view)
+
+
+def overlapping(params: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Two parameters of which one begins before the other ends in memory, if there are any."""
+    found = []
+    for p in params:
+        here = part(p.detach())
+        if here.numel() and here.device.type != "meta":
+            last = sum((n - 1) * stride for n, stride in zip(here.shape, here.stride(), strict=True))
+            found.append((str(here.device), here.data_ptr(), here.data_ptr() + last * here.itemsize, p))
+    found.sort(key=lambda entry: entry[:3])
+    for (device, _, last, p), (other, begin, _, q) in itertools.pairwise(found):
+        if device == other and begin <= last:
+            return p, q
+    return None
+
+
+def name_of(p: Tensor, groups: Sequence[dict[str, Any]]) -> str:
+    """What a message calls a parameter: its name where the group has names."""
+    for g, group in enumerate(groups):
+        for i, q in enumerate(group["params"]):
+            if q is p:
+                return group.get("param_names", {i: f"parameter {i} of group {g}, shape {tuple(p.shape)}"})[i]
+    return f"a parameter of shape {tuple(p.shape)}"
 
 
 def part(p: Any) -> Tensor:
@@ -68,7 +109,7 @@ class Rows(NamedTuple):
 
 
 class Bucket:
-    """The rows of all parameters of a kind. The parameters become views of x, or are copied if they are shards.
+    """The rows of all parameters of a kind. The parameters become views of x, or are copied there and back.
 
     Fields of the state, and "pending", that are in `half` are kept in bfloat16.
     """
@@ -77,7 +118,7 @@ class Bucket:
     def __init__(self, groups: Sequence[dict[str, Any]], kind: Kind, state: Any, fields: Sequence[str],
                  half: Set[str], learning: bool) -> None:  # fmt: skip
         device, dtype = self.device, self.dtype = kind.device, kind.dtype
-        self.process_groups = kind.process_groups
+        self.process_groups, self.copied = kind.process_groups, kind.copied
         self.params: list[Tensor] = []
         self.spans: list[tuple[int, int]] = []  # rows of each parameter
         self.group_spans: list[tuple[dict[str, Any], int, int]] = []  # rows of each group
@@ -98,50 +139,86 @@ class Bucket:
             return torch.zeros(height, 1, 1, dtype=dtype, device=device)
 
         compute = compute_dtype(dtype)
-        self.x, self.g = matrix(dtype), matrix(dtype)
-        self.pending = matrix(torch.bfloat16 if "pending" in half else dtype) if learning else None
-        self.states = {field: matrix(torch.bfloat16 if field in half else compute) for field in fields}
+        pending = matrix(torch.bfloat16 if "pending" in half else dtype) if learning else None
+        states = {field: matrix(torch.bfloat16 if field in half else compute) for field in fields}
         self.rows = Rows(
-            self.x, self.g, self.pending, state(*(self.states.get(field) for field in state._fields)),
+            matrix(dtype), matrix(dtype), pending, state(*(states.get(field) for field in state._fields)),
             *(column(compute) for _ in range(4)), *(column(torch.bool) for _ in range(2)),
         )  # fmt: skip
-        self._has_grad: list[bool] = []
+        self.strides = [torch.empty_like(part(p), device="meta").stride() for p in self.params]  # dense
         self._group_values: list[Any] = [None] * len(self.group_spans)
+        self._view_rows()
+        self._move()
 
-        self.x_views = [self.view(self.x, i) for i in range(len(self.params))]
+    x = property(lambda self: self.rows.x)
+    g = property(lambda self: self.rows.g)
+    pending = property(lambda self: self.rows.pending)
+
+    @property
+    def states(self) -> dict[str, Tensor]:
+        """The matrices that are kept, by their names in State."""
+        return {field: matrix for field, matrix in self.rows.state._asdict().items() if matrix is not None}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles. The parameters are there, so x is not; nor are gradients, as in copies of a model."""
+        rows = self.rows._replace(x=torch.empty_like(self.x, device="meta"), g=torch.empty_like(self.g, device="meta"))
+        dropped = dict.fromkeys(("x_views", "g_views", "gradients"))
+        return self.__dict__ | dropped | {"rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        x, g = (torch.zeros_like(matrix, device=self.device) for matrix in (self.x, self.g))
+        self.rows = self.rows._replace(x=x, g=g)
+        with torch.no_grad():
+            self._view_rows()
+            self._move()
+
+    def _view_rows(self) -> None:
+        """Of x and g, what belongs to each parameter."""
+        self._has_grad: list[bool] = []
+        self.x_views = [own_storage(self.view(self.x, i)) for i in range(len(self.params))]
         self.g_views = [self.view(self.g, i) for i in range(len(self.params))]
         self.gradients = [whole(view, p) for view, p in zip(self.g_views, self.params, strict=True)]
-        self.adopt()
 
     def view(self, matrix: Tensor, i: int) -> Tensor:
-        """What belongs to parameter i in a matrix, in its shape and, where it is dense, its strides."""
-        p, (start, _) = part(self.params[i]), self.spans[i]
-        dense = torch._prims_common.is_non_overlapping_and_dense_or_false(p)
-        strides = p.stride() if dense else torch.empty(p.shape, device="meta").stride()
-        return matrix[start:].as_strided(p.shape, strides)
+        """What belongs to parameter i in a matrix, in its shape and, where it was dense, its strides."""
+        return matrix[self.spans[i][0] :].as_strided(part(self.params[i]).shape, self.strides[i])
 
     def adopt(self) -> None:
-        """Copy parameters that are not views of x there; shards always, since FSDP keeps its own memory for them."""
-        sources, targets = [], []
-        for p, view in zip(self.params, self.x_views, strict=True):
-            here = part(p.detach())
-            if here.data_ptr() != view.data_ptr():
-                if here.device != view.device or here.dtype != view.dtype:
+        """Copy to x what is not a view of it. Where a parameter's `.data` was replaced, x moves to new memory: others
+        may hold the old one, such as a moving average that changed places with the weights."""
+        places = zip(self.params, self.x_views, strict=True)
+        if self.copied:
+            self._move()
+        elif any((p.data_ptr(), p.stride(), p.shape) != (v.data_ptr(), v.stride(), v.shape) for p, v in places):
+            for p, view in zip(self.params, self.x_views, strict=True):
+                was, now = ((v.device, v.dtype, v.shape) for v in (view, p))
+                if was != now:
                     raise RuntimeError(
-                        f"a parameter moved to {here.device}, {here.dtype} after its optimizer was made on "
-                        f"{view.device}, {view.dtype}: move the model first, then make the optimizer"
+                        f"{self.name_of(p)} is on {now[0]}, {now[1]}, {tuple(now[2])} but was on {was[0]}, {was[1]}, "
+                        f"{tuple(was[2])} when its optimizer was made: change the model first, then make the optimizer"
                     )
-                sources.append(here)
-                targets.append(view)
-                if not self.process_groups:
-                    p.data = view
-        if sources:
-            torch._foreach_copy_(targets, sources)
+            if both := overlapping(self.params):
+                raise RuntimeError(f"{' and '.join(map(self.name_of, both))} were tied after their optimizer was made: "
+                                   "tie the model first, then make the optimizer")  # fmt: skip
+            self.rows = self.rows._replace(x=torch.zeros_like(self.x))
+            self._view_rows()
+            self._move()
+
+    def _move(self) -> None:
+        if self.params:
+            torch._foreach_copy_(self.x_views, [part(p.detach()) for p in self.params])
+        for p, view in zip(self.params, self.x_views, strict=True):
+            if not self.copied:
+                p.data = view
 
     def write_back(self) -> None:
         """Copy x to the parameters that are not views of it."""
-        if self.process_groups:
+        if self.copied and self.params:
             torch._foreach_copy_([part(p) for p in self.params], self.x_views)
+
+    def name_of(self, p: Tensor) -> str:
+        return name_of(p, [group for group, _, _ in self.group_spans])
 
     def gather(self) -> None:
         """Copy parameters and gradients that are not views of x and g there, and note which have a gradient."""

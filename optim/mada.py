@@ -1,12 +1,12 @@
 """MADA (Ozkara et al., 2024): the union of Adam, AVGrad, Yogi, Adan and Lion in one rule of six coefficients.
 
-| corner | beta3 | c | rho | gamma |            | state | belongs to |
-|--------|-------|---|-----|-------|            |-------|------------|
-| Adam   | 0     | 1 | 1   | 1     |            | m, v  | all        |
-| AVGrad | 0     | 1 | 0   | 1     |            | va    | AVGrad     |
-| Yogi   | 0     | 0 | 1   | 1     |            | n, g  | Adan       |
-| Adan   |       | 1 | 1   | 1     |            | l     | Lion       |
-| Lion   |       |   |     | 0     |
+| corner | beta3 | c   | rho | gamma | state      |
+|--------|-------|-----|-----|-------|------------|
+| Adam   | 0     | 1   | 1   | 1     | m, v       |
+| AVGrad | 0     | 1   | 0   | 1     | m, v, va   |
+| Yogi   | 0     | 0   | 1   | 1     | m, v       |
+| Adan   | any   | 1   | 1   | 1     | m, v, n, g |
+| Lion   | any   | any | any | 0     | l          |
 
 To add an optimizer to the family: its term in `advance`, weighted by a new coefficient; a row in `table`; its buffer in
 `State` and, if the buffer is idle at one value of the coefficient, in `parts`; and a corner test

@@ -53,6 +53,11 @@ class Options:
     fields: tuple[str, ...]
     half: frozenset[str]
 
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Names of the coefficients and constants that are not learned."""
+        return tuple(k for k in self.start if k not in self.learned)
+
     def state_bytes(self, dtype: torch.dtype = torch.float32) -> int:
         """Bytes of state per parameter of this dtype: the kept fields, and the pending gradient where one is learned
         from. Rows are filled up to multiples of 1024 elements (flat.py)."""

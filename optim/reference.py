@@ -1,13 +1,14 @@
-"""Algorithm 1 of the MADA paper in plain tensors: read this first. The engine computes the same, faster.
+"""MADA in plain tensors, algorithm 1 of the paper with either order of its updates: read this first.
+The engine computes the same, faster.
 
 An optimizer of this family is a rule with coefficients q (rule.py). Step t, with g_t = grad f_t(x_{t-1}):
 
     h_t   = < g_t, d x_{t-1} / d q >                     hypergradient; x_{t-1} as a function of the q that produced it,
                                                          the x, state and gradient before it held constant
-    b_t   = mu b_{t-1} + clip(h_t, -hyper_clip, hyper_clip)
-    q_t   = clip(q_{t-1} - hyper_lr b_t, low, high)      for t >= 2 and t > hyper_start, otherwise q_{t-1}
+    b_t   = mu b_{t-1} + clip(h_t, -hyper_clip, hyper_clip)      both for t >= 2 and t > hyper_start,
+    q_t   = clip(q_{t-1} - hyper_lr b_t, low, high)              otherwise b_{t-1} and q_{t-1}
 
-    d_t, s_t = advance(q, s_{t-1}, min(1, max_grad_norm / |g_t|) g_t, t)
+    d_t, s_t = advance(q, s_{t-1}, min(1, max_grad_norm / (|g_t| + 1e-6)) g_t, t)
     x_t   = (1 - lr_t weight_decay) x_{t-1} - lr_t d_t
 
 where q is q_t with order="coefficients_first", the default, and q_{t-1} with order="weights_first", algorithm 1 as
@@ -26,8 +27,8 @@ from torch import Tensor
 
 
 class Reference:
-    """Runs a rule on copies of `xs`. Takes the keywords of that rule's optimizer; of the parameters each has, at each
-    step, a learning rate and a weight decay of its own.
+    """Runs a rule on copies of `xs`, with the keywords of that rule's optimizer. `step` takes a learning rate and a
+    weight decay for each of them. `advance` gets as t the number of gradients that a parameter has seen.
 
     x  parameters   q  {name: value} of coefficients and constants   h  {name: hypergradient}   norm  of the gradient
     """

@@ -9,7 +9,7 @@ A rule is one pure function of tensors, written elementwise,
            rule's `parts` say that it is not needed
     g      the gradient (after clipping by global norm) of all parameters of a dtype, flat and padded with zeros: not
            the shape of any one of them, so nothing may depend on a norm or a row of a tensor
-    t      the step, 1, 2, ..., a tensor that broadcasts against g
+    t      the step, 1, 2, ..., a tensor that broadcasts against g (0 where a result is thrown away: raise nothing)
 
 and the engine does x_t = (1 - lr_t * weight_decay) * x_{t-1} - lr_t * direction. It differentiates `direction` with
 respect to whatever in q is learned; nobody writes a derivative.
@@ -30,7 +30,7 @@ class Coefficient:
     low, high box in which a learned value starts and onto which it is projected; one that is not learned may lie
               anywhere in [0, 1] too
     below     what every value has to be below: 1 where the rule divides by 1 - value**t
-    hyper_lr  rate at which the preset that learns everything (MADA, HyperAdam) learns it; 0: not learned
+    hyper_lr  its rate where the rule's `learns` names it and the user gives no hyper_lr (MADA, HyperAdam)
     meaning   one line, for --help and docs
     """
 

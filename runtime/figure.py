@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,10 @@ def draw(out_dir: str | Path) -> Path:
     return target
 
 
-def draw_if_possible(out_dir: str | Path) -> str:
-    """`draw` for the end of a run, which no failure of it may change: where the picture is, or why there is none."""
-    try:
-        return f"its picture in {draw(out_dir)}"
-    except Exception as error:  # whatever matplotlib, its settings or the disk raise
-        return f"no picture: {error}"
-
-
 def make_figure(rows: Rows, title: str) -> Any:
     """The figure as a matplotlib object. Raises KeyError, TypeError or ValueError for rows that are not a run's."""
-    from matplotlib import rc_context  # not pyplot, which would load the backend that MPLBACKEND names
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, for instance; a picture in a file needs none
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     names = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
@@ -127,11 +121,11 @@ def unstretched(y: np.ndarray) -> np.ndarray:
 
 def _draw_values(axes: Any, rows: Rows, names: list[str]) -> None:
     within = True
-    for i, name in enumerate(names):  # ever thinner, so that equal ones are visible beneath each other
+    for i, name in enumerate(names):  # each thinner than the one before: equal lines stay visible
         steps, values = series(rows, name)
         within = within and all(0 <= value <= 1 for value in values)
-        change = f" {values[0]:.4g} → {values[-1]:.4g}" if values else ""
-        style = {"linewidth": 3.2 - 0.3 * i, "clip_on": False}
+        change = f" {values[0]:.5g} → {values[-1]:.5g}" if values else ""
+        style = {"linewidth": max(3.2 - 0.3 * i, 0.8), "clip_on": False}
         axes.plot(steps, values, label=SYMBOLS.get(name, name) + change, color=_color(name, i), **style)
     if within:
         axes.set_yscale("function", functions=(stretched, unstretched))
@@ -151,7 +145,7 @@ def _draw_gradients(axes: Any, rows: Rows, learned: dict[str, str]) -> None:
     sizes = []
     for i, (name, column) in enumerate(learned.items()):
         steps, values = series(rows, column)
-        sizes += [abs(value) for value in values if value]
+        sizes += [abs(value) for value in values if value and math.isfinite(value)]
         axes.plot(steps, values, label=SYMBOLS.get(name, name), color=_color(name, i), **style)
     if sizes:  # linear around zero, logarithmic above the lower quartile of the sizes
         axes.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(sorted(sizes)[len(sizes) // 4])))

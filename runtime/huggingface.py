@@ -93,13 +93,13 @@ def save(model: GPT, folder: str | Path, overwrite: bool = False) -> bool:
         files = _tokenizer_files(config.block_size) if text else {}
     except DataError:  # not available on this machine; the weights are what matters
         files = {}
-    written = [*files, "config.json"]
     partial = folder / f".model.{os.getpid()}.partial"
     try:
-        if there := [name for name in (WEIGHTS, *written) if (folder / name).exists() and not overwrite]:
+        if there := [name for name in (WEIGHTS, "config.json", *files) if (folder / name).exists() and not overwrite]:
             raise CheckpointError(f"{folder / there[0]} exists already: choose another folder, or overwrite it with "
                                   "--force")
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
         try:
             save_file(tensors, partial, metadata={"format": "pt"})
             os.replace(partial, folder / WEIGHTS)

@@ -71,8 +71,9 @@ class World:
         total, votes = both.tolist()
         return total, votes > 0
 
-    def number(self, x: float) -> torch.Tensor:
-        return torch.tensor(x, device=self.device)
+    def agreed(self, asked: bool) -> bool:
+        """Whether to stop now: sharded processes, which run every pass together, also stop together."""
+        return self.any(asked) if self.sharded else asked
 
     def any(self, asked: bool) -> bool:
         """Whether any of the processes passes `asked`. Synchronizes."""

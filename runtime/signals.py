@@ -36,7 +36,7 @@ def listening() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def wait_for_boundaries() -> None:
+def between_steps_only() -> None:
     """From now on, signals only set the flag."""
     global _at_boundaries
     _at_boundaries = True

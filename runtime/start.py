@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data import Dataset, val_starts
 from model import GPT, GPTConfig
 from runtime import checkpoint, huggingface, memory
@@ -34,8 +36,7 @@ class Start:
     step: int  # optimizer steps done
     seconds: float  # that they took
     resume_step: int | None  # `step` if the checkpoint is one of out_dir; None: out_dir is cleared
-    pending_loss: float | None  # training loss of `step` if the run was interrupted before logging it
-    logged: bool  # whether `step` was logged
+    unlogged: torch.Tensor | None  # training loss of `step` if it is not logged yet; 0 at step 0
 
     def lines(self) -> Iterator[str]:
         """A description for the user."""
@@ -97,13 +98,14 @@ def find_start(cfg: Any, world: World, dataset: Dataset, compiled: bool, learnin
     saved_facts = saved or {}
     spikes = Spikes(**saved_facts.get("spikes", {}))
     spikes.skipped = rollback.skipped if rollback else spikes.skipped
-    pending_loss = saved_facts.get("pending_loss")
+    pending_loss, unlogged = saved_facts.get("pending_loss"), None
+    if not saved or pending_loss is not None:  # saved as a sum over the processes
+        unlogged = torch.tensor((pending_loss or 0.0) if world.rank == 0 else 0.0, device=world.device)
     return Start(
         cfg, model_config, saved, pretrained, changes, spikes, step,
         seconds=saved_facts.get("seconds", 0.0),
         resume_step=step if saved and not elsewhere else None,
-        pending_loss=pending_loss,
-        logged=saved is not None and pending_loss is None,
+        unlogged=unlogged,
     )  # fmt: skip
 
 

@@ -36,6 +36,13 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def differences(asked: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """How a run's config differs from what is asked of it (read_files with `adapt`): "seed=2, not 1"."""
+    wanted, there = ({**one, **one.get("coefficients", {})} for one in (asked, config))
+    return [f"{key}={there.get(key)}, not {value}" for key, value in wanted.items()
+            if key not in (*ELSEWHERE, "coefficients") and there.get(key) != value]  # fmt: skip
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.csv; None for what was not measured or is not finite. Raises ValueError."""
 
@@ -83,8 +90,8 @@ class Result:
     config: Mapping[str, Any]
     rows: Sequence[Row]
     final: Mapping[str, float]
-    state: str = "finished"
-    facts: Mapping[str, Any] | None = None  # commit, device, parameters ...
+    state: str
+    facts: Mapping[str, Any]  # all of config.json or of the record
 
     @property
     def seed(self) -> int:
@@ -96,21 +103,18 @@ class Result:
 
     def reached(self, loss: float) -> tuple[float, float] | None:
         """Steps and seconds until the validation loss first was `loss` or lower, linear between validations; None if it
-        never was. The seconds of a record, which keeps only those of the whole run, are taken in proportion."""
-        rows = [row for row in self.rows if row["val_loss"] is not None]
-        for before, row in zip([None, *rows], rows, strict=False):
-            value, step = float(row["val_loss"] or 0), float(row["step"] or 0)
-            if value <= loss:
-                seconds = row.get("seconds")
-                if seconds is None:
-                    seconds = self.final["seconds"] * step / self.config["max_iters"]
+        never was."""
+        before: tuple[float, float, float] | None = None
+        for row in self.rows:
+            if row["val_loss"] is None:
+                continue
+            now = (row["val_loss"], row["step"] or 0.0, row["seconds"] or 0.0)
+            if now[0] <= loss:
                 if before is None:
-                    return step, seconds
-                part = (float(before["val_loss"] or 0) - loss) / (float(before["val_loss"] or 0) - value)
-                earlier = before.get("seconds")
-                if earlier is None:
-                    earlier = self.final["seconds"] * float(before["step"] or 0) / self.config["max_iters"]
-                return float(before["step"] or 0) * (1 - part) + step * part, earlier * (1 - part) + seconds * part
+                    return now[1:]
+                part = (before[0] - loss) / (before[0] - now[0])
+                return before[1] + part * (now[1] - before[1]), before[2] + part * (now[2] - before[2])
+            before = now
         return None
 
 
@@ -131,6 +135,8 @@ def read_result(path: Path) -> Result:
         else:
             final = about["final"] | {"seconds": about.get("seconds")}
             step = int(final.get("step", steps))
+            for row in rows:  # a record has the seconds of the whole run alone
+                row["seconds"] = about.get("seconds", 0.0) * row["step"] / steps
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise ValueError(f"{path} is neither the out_dir nor the record of a run: it needs a config.json") from None
     refused = bool(rows) and step > 0 and rows[-1].get("train_loss") is None and path.is_dir()
@@ -211,7 +217,7 @@ def _key(run: Result, names: Mapping[str, Any] | Sequence[str]) -> str:
 def shown(name: str, value: Any) -> str:
     """Such as "adam" for the optimizer, "learning_rate 0.001" for other settings."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if name == "optimizer" else f"{name} {text}"
+    return text if name in ("optimizer", "") else f"{name} {text}"
 
 
 def mean_curve(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import plot
+import train
 from runtime import figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,12 +132,20 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no_such_backend"])
-def test_a_failing_picture_does_not_end_a_run(tmp_path: Path, backend: str) -> None:
-    """With the MPLBACKEND of a notebook, and one that no matplotlib accepts."""
+def test_no_backend_of_the_environment_is_needed(tmp_path: Path, backend: str) -> None:
+    """That of a notebook, and one that matplotlib refuses to be imported with."""
     run(tmp_path, HEADER + ROWS)
-    command = f"from runtime.figure import draw_if_possible; print(draw_if_possible({str(tmp_path)!r}))"
-    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, env=os.environ | {"MPLBACKEND": backend},
+    done = subprocess.run([sys.executable, "plot.py", tmp_path], cwd=ROOT, env=os.environ | {"MPLBACKEND": backend},
                           capture_output=True, text=True, timeout=120)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout in (f"its picture in {tmp_path}/figure.png\n",) or done.stdout.startswith("no picture: ")
-    assert figure.draw_if_possible(tmp_path / "nowhere").startswith("no picture: ")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}/figure.png\n", "")
+
+
+@pytest.mark.parametrize("failure", ["folder", "backend"])
+def test_a_failing_picture_does_not_change_the_exit_code_of_a_run(small: list[str], failure: str, monkeypatch, capsys,
+                                                                  tmp_path: Path) -> None:  # fmt: skip
+    if failure == "folder":
+        (tmp_path / "run" / ".figure.png.tmp").mkdir(parents=True)  # which no file can take the place of
+    else:
+        monkeypatch.setattr(figure, "make_figure", lambda *_: 1 / 0)
+    assert train.main([*small, "--max_iters=2"]) == 0
+    assert f"the run is in {tmp_path / 'run'}, no picture: " in capsys.readouterr().out

@@ -385,7 +385,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(small: list[str], t
 STUCK = """
 import sys, time, train
 def stuck(*_):
-    train.signals.wait_for_boundaries()
+    train.signals.between_steps_only()
     print("stuck", flush=True)
     time.sleep(99)
 train.accumulate = stuck

@@ -1,7 +1,12 @@
 """Tokens, batches and the checks of a prepared folder."""
 
+import copy
+import functools
 import json
+import math
+import operator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,8 +105,15 @@ def corrupt(folder: Path, **entries: object) -> None:
 def test_missing_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"no data set 'shakespear'.*shakespeare_char"):
         open_dataset("shakespear")
-    with pytest.raises(DataError, match="nowhere"):
-        open_dataset(str(tmp_path / "nowhere"))
+    (tmp_path / "loop").symlink_to("loop")
+    for path, message in (
+        (tmp_path / "nowhere", r"no data set '.*nowhere': neither a prepared folder"),
+        (tmp_path / "loop", r"no data set '.*loop'"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("~nobody-has-this-name/set", "~nobody-has-this-name/set: "),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_dataset(str(path))
     import data.dataset
 
     (tmp_path / "pystdlib").mkdir()
@@ -183,3 +195,32 @@ def test_characters_outside_the_vocabulary(tiny: Path) -> None:
     for char in "é\n\U0001f600":
         with pytest.raises(DataError, match=r"the character .* is not in the vocabulary"):
             open_dataset(str(tiny)).encode("ab" + char)
+
+
+def entries(tree: Any) -> list[list[Any]]:
+    """The path of every entry of a manifest."""
+    if not isinstance(tree, dict | list):
+        return []
+    keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
+    return [[key, *rest] for key in keys for rest in [[], *entries(tree[key])]]
+
+
+def test_a_manifest_with_any_entry_garbled_gives_the_tokens_or_one_line(tiny: Path) -> None:
+    path = tiny / "manifest.json"
+    good = json.loads(path.read_text())
+    whole, refused = open_dataset(str(tiny)), 0
+    tokens = {split: getattr(whole, split).windows(np.array([0]), 300).tolist() for split in ("train", "val")}
+    for place in entries(good):
+        for value in (None, 0, -1, 1 << 70, math.nan, "", "x", [], ["x"], {}, {"x": 1}):
+            bad = copy.deepcopy(good)
+            parent = functools.reduce(operator.getitem, place[:-1], bad)
+            parent[place[-1]] = value
+            path.write_text(json.dumps(bad))
+            try:
+                dataset = open_dataset(str(tiny), verify=True)
+                found = {split: getattr(dataset, split).windows(np.array([0]), 300).tolist() for split in tokens}
+                assert found == tokens, (place, value)
+            except DataError as error:
+                assert str(tiny) in str(error) and "\n" not in str(error), (place, value)
+                refused += 1
+    assert refused > 300

@@ -416,6 +416,20 @@ def test_mirror_before_cache_before_network(offline: Path, monkeypatch: pytest.M
     assert data.download.fetch("hello.txt", str(served), HELLO) == offline / "hello.txt"
 
 
+def test_a_mirror_that_cannot_be_read(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(offline.parent))
+    monkeypatch.setenv("DATA_MIRROR", "~/mirror")
+    (offline / "hello.txt").write_text("hello")
+    assert data.download.fetch("hello.txt", "https://example.org/h", HELLO) == offline / "hello.txt"
+    monkeypatch.setenv("DATA_MIRROR", "x" * 300)
+    with pytest.raises(DataError, match=r"hello.txt cannot be read: File name too long"):
+        data.download.fetch("hello.txt", "https://example.org/h", HELLO)
+    monkeypatch.setenv("DATA_MIRROR", "")
+    data.download.CACHE.write_text("a file where a folder is to be made")
+    with pytest.raises(DataError, match=r"could not download https://example.org/h \(.*(exists|Not a directory).*\)"):
+        data.download.fetch("hello.txt", "https://example.org/h", HELLO)
+
+
 def test_wrong_checksum(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (offline / "hello.txt").write_text("hellO")
     with pytest.raises(DataError, match=r"mirror/hello.txt has sha256 .*, expected 2cf24dba5fb0a30e"):

@@ -242,7 +242,7 @@ def test_parameters_replaced_under_it_are_followed() -> None:
     assert all(map(torch.equal, params, others))
     params[0].data = params[0].data.float()
     params[0].grad = None
-    with pytest.raises(RuntimeError, match=r"moved to cpu, torch\.float32"):
+    with pytest.raises(RuntimeError, match=r"shape \(6, 4\) is on cpu, torch\.float32"):
         optimizer.step()
 
 
@@ -335,7 +335,7 @@ BAD = {
     "max_grad_norm = -1": lambda p: MADA(p, max_grad_norm=-1.0),
     "order = 'sideways' must be one of coefficients_first, weights_first": lambda p: MADA(p, order="sideways"),
     "lr = 0 cannot be learned": lambda p: Adam(p, lr=0.0, hyper_lr={"lr": 1e-3}),
-    "param group: no coefficient 'beta1', it has lr, weight_decay": lambda p: Adam([{"params": p, "beta1": 0.5}]),
+    "param group 0: beta1 is the same for all groups, give it to Adam": lambda p: Adam([{"params": p, "beta1": 0.5}]),
     "group: lr = -0.5": lambda p: Adam([{"params": p, "lr": -0.5}]),
     "group: weight_decay = -2": lambda p: Adam([{"params": p, "weight_decay": -2}]),
     "torch.int64": lambda p: Adam([torch.arange(3)]),
@@ -372,7 +372,7 @@ def test_a_box_of_one_s_own_holds_what_is_learned() -> None:
     optimizer = HyperAdam(params, beta2=0.999, box={"beta2": (0.998, 0.9999)}, hyper_lr={"beta2": 1e3})
     seen = []
     run(optimizer, params, range(1, 12), lambda t: seen.append(optimizer.coefficients["beta2"]))
-    assert 0.9999 in seen and 0.998 in seen and all(0.998 <= value <= 0.9999 for value in seen)
+    assert 0.998 in seen and 0.998 <= min(seen) < max(seen) <= 0.9999
 
 
 def trained_state(optimizer: RuleOptimizer | torch.optim.Optimizer, params) -> dict:

@@ -1,0 +1,120 @@
+"""What the engine computes in a step: pure functions of tensors, each compiled into one kernel (compiled.py)."""
+
+from collections import namedtuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .flat import Rows
+from .options import Options
+
+
+class Scalars(NamedTuple):
+    """What changes from step to step besides the rows: 0-D tensors, and one value per learned coefficient (K,)."""
+
+    fixed: Tensor  # coefficients and constants that are not learned; never changes
+    q: Tensor  # learned coefficients after the last step
+    q_applied: Tensor  # those that made x
+    momentum: Tensor
+    h: Tensor  # hypergradients
+    norm: Tensor  # of the gradient, before clipping
+    clip: Tensor  # factor that clips this gradient
+    clip_applied: Tensor  # factor that clipped the pending gradient
+    accept: Tensor  # whether this step counts: its gradient is finite
+    steps: Tensor  # that counted
+    skipped: Tensor  # steps in a row that did not
+    lr_start: Tensor  # what a learned lr is measured by
+
+
+class Hyper(NamedTuple):
+    """The coefficients' own optimizer, one value per learned coefficient (K,)."""
+
+    rate: Tensor
+    decay: Tensor
+    low: Tensor
+    high: Tensor
+
+
+class Step:
+    """The functions for a rule with these options. Pure but for the copy_s of `update`."""
+
+    def __init__(self, rule: Any, options: Options) -> None:
+        self.rule, self.options = rule, options
+        self.fixed = options.fixed
+        self.q_type = namedtuple("Q", options.start.keys())  # type: ignore[misc]
+
+    def _advance(self, now: Scalars, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
+        names = (*self.options.learned, *self.fixed)
+        q: Any = self.q_type(**dict(zip(names, (*learned, *now.fixed.to(t.dtype).unbind()), strict=True)))
+        direction, s = self.rule.advance(q, s, g, t)
+        if "lr" in self.options.learned:
+            direction = q.lr / now.lr_start.to(t.dtype) * direction
+        return direction, s
+
+    def hypergradient(self, now: Scalars, rows: Rows) -> Tensor:
+        """(K + 1,): the hypergradients <g, d x / d q> of the coefficients that made x, and |g|^2. Reads only."""
+        t, dtype = rows.t, rows.t.dtype
+        g, s = rows.g.to(dtype), self._cast(rows.state, dtype)
+        columns = [torch.where(rows.active, (g * g).sum((1, 2), keepdim=True), 0)]
+        if rows.pending is not None:
+            p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
+            q = now.q_applied.to(dtype).expand(len(t), 1, -1).split(1, dim=-1)  # one copy a row: summed by row first
+            vjp = torch.func.vjp(lambda *q: self._advance(now, q, s, p, t)[0], *q)[1]
+            made = rows.active & rows.has_pending  # elsewhere x was not made by the pending gradient
+            columns = [torch.where(made, -rows.lr_applied * h, 0) for h in vjp(g)] + columns
+        return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
+
+    def judge(self, now: Scalars, square: Tensor) -> Scalars:
+        """From |g|^2: whether the step counts, and the factor that clips it."""
+        norm = square.sqrt()
+        accept = torch.isfinite(norm)
+        clip = torch.ones_like(norm)
+        if self.options.max_grad_norm is not None:  # as torch.nn.utils.clip_grad_norm_ does
+            clip = torch.clamp(self.options.max_grad_norm / (norm + 1e-6), max=1.0)
+        skipped = torch.where(accept, 0, now.skipped + 1)
+        return now._replace(norm=norm, clip=clip, accept=accept, steps=now.steps + accept, skipped=skipped)
+
+    def learn(self, now: Scalars, hyper: Hyper, h: Tensor) -> Scalars:
+        """q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
+        h = torch.where(now.steps > 1, h, float("nan"))  # no coefficients made the first x
+        moves = now.accept & torch.isfinite(h) & (now.steps > self.options.hyper_start)
+        momentum = hyper.decay * now.momentum + h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
+        momentum = torch.where(moves, momentum, now.momentum)
+        q = torch.where(moves, torch.clamp(now.q - hyper.rate * momentum, hyper.low, hyper.high), now.q)
+        return now._replace(q=q, momentum=momentum, h=h)
+
+    def update(self, now: Scalars, rows: Rows) -> list[Tensor]:
+        """Write x, the states and the pending gradient; return the new columns t, has_pending, lr_applied."""
+        t, dtype, active = rows.t, rows.t.dtype, rows.active & now.accept
+        s = self._cast(rows.state, dtype)
+        clipped = rows.g.to(dtype) * now.clip.to(dtype)
+        q = now.q.to(dtype).unbind()
+        if rows.pending is None:
+            direction, new = self._advance(now, q, s, clipped, t + 1)
+            new = self._keep(active, new, s)
+        else:  # the pending gradient enters the states, with the coefficients that made x of it, and g becomes pending
+            p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
+            _, new = self._advance(now, now.q_applied.to(dtype).unbind(), s, p, t)
+            new = self._keep(rows.has_pending & now.accept, new, s)
+            direction, _ = self._advance(now, q, new, clipped, t + 1)
+            rows.pending.copy_(torch.where(active, rows.g, rows.pending))
+        moved = (1 - rows.lr * rows.decay) * rows.x.to(dtype) - rows.lr * direction
+        rows.x.copy_(torch.where(active, moved, rows.x.to(dtype)))
+        for old, value in zip(rows.state, new, strict=True):
+            if old is not None:
+                old.copy_(value)
+        return [
+            torch.where(active, t + 1, t),
+            torch.where(now.accept, rows.active, rows.has_pending),
+            torch.where(active, rows.lr, rows.lr_applied),
+        ]
+
+    def _cast(self, state: Any, dtype: torch.dtype) -> Any:
+        return self.rule.State(*(None if matrix is None else matrix.to(dtype) for matrix in state))
+
+    def _keep(self, chosen: Tensor, new: Any, old: Any) -> Any:
+        """The new state in the rows that are chosen, the old one in the others."""
+        pairs = zip(new, old, strict=True)
+        return self.rule.State(*(None if b is None else torch.where(chosen, a, b) for a, b in pairs))

@@ -1,0 +1,346 @@
+"""Train the product of lists of settings, each run in a folder of its own, and compare what comes out.
+
+    python sweep.py config/tiny.py --optimizer=adam,lion,mada --learning_rate=1e-3,2e-3,4e-3 --seed=1..3
+    python sweep.py config/tiny.py --optimizer=adam,lion --learning_rate=x0.5,x1,x2 --seed=1..3 --jobs=2
+    python sweep.py config/tiny.py --learning_rate=1e-4..1e-2 --trials=20 --seed=1..2
+    python sweep.py config/tiny.py --optimizer=adam,mada --learning_rate=1e-3,2e-3 --seed=1,2 --tune
+
+Everything that train.py takes may be a list: a,b,c or whole numbers 1..3. x2 is twice the optimizer's own learning
+rate: the config files', a quarter of it for Lion as in the paper. Where learning_rate is set here and min_lr is not,
+min_lr keeps the ratio to it that the config files have. The same command goes on where it was interrupted: finished
+and diverged runs are kept, failed ones are tried again.
+"""
+
+import argparse
+import ast
+import itertools
+import json
+import math
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import compare
+from runtime.optimizers import adapt
+from runtime.settings import read_files
+from study.runner import DIVERGED, Runner
+from study.runs import differences, read_result, read_rows
+
+ROOT = Path(__file__).parent
+LEARNING_RATE, MIN_LR_RATIO = 6e-4, 0.1  # train.py's defaults
+OWN_RATE = {"lion": 0.25}  # of the config files', for an optimizer that they are not written for: the paper's ratio
+WIDENINGS = 8  # of a grid, at most
+Settings = dict[str, str]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0: done; 1: a run failed; 2: a mistake to put right; 130: interrupted."""
+    parser = argparse.ArgumentParser("sweep.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("configs", nargs="*", metavar="CONFIG")
+    parser.add_argument("--out", type=Path, default=Path("out/sweep"), help="folder of the runs and the comparison")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
+    parser.add_argument("--runs", type=Path, help="a file with one run's settings a line, instead of a product")
+    parser.add_argument("--trials", type=int, help="draw so many points: from lists, or log-uniform between a..b")
+    parser.add_argument("--tune", action="store_true", help="widen the grid of numbers until the lowest loss is inside "
+                        "it, then run fresh seeds there and compare those")  # fmt: skip
+    parser.add_argument("--fresh", type=int, default=5, help="fresh seeds of --tune")
+    parser.add_argument("--baseline", help="of the comparison: see compare.py")
+    parser.add_argument("--plan", action="store_true", help="say what would run and about how long, and stop")
+    options, settings = parser.parse_known_args(argv)
+    try:
+        with Runner(Path.cwd()).ending_on_signals() as runner:
+            return Sweep(options, runner).run(settings)
+    except (ValueError, RuntimeError, OSError) as error:  # ConfigError is a ValueError
+        print(f"sweep.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+
+def lists_of(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """{setting: its values} of --key=value arguments. Raises ValueError."""
+    found = {}
+    for argument in arguments:
+        match = re.fullmatch(r"--([\w.]+)(?:=(.*))?", argument, re.DOTALL)
+        if match is None:
+            raise ValueError(f"{argument}: write --key=value, or --key=a,b,c for a list")
+        text = "True" if match[2] is None else match[2]
+        numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
+        if numbers:
+            found[match[1]] = [str(i) for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+        else:  # commas inside braces belong to a dict
+            found[match[1]] = re.findall(r"(?:[^,{]|\{[^}]*\})+", text) or [""]
+        if not found[match[1]]:
+            raise ValueError(f"{argument}: an empty range")
+    return found
+
+
+def draw(lists: Mapping[str, Sequence[str]], trials: int) -> list[Settings]:
+    """So many points, the same each time: a value of each list, log-uniform to three digits for a range a..b."""
+    generator = random.Random(0)
+
+    def value(values: Sequence[str]) -> str:
+        match = re.fullmatch(r"([\d.e+-]+?)\.\.([\d.e+-]+)", values[0])
+        if match is None:
+            return generator.choice(values)
+        low, high = float(match[1]), float(match[2])
+        if not 0 < low < high:
+            raise ValueError(f"{values[0]}: a range to draw from needs 0 < low < high")
+        return f"{math.exp(generator.uniform(math.log(low), math.log(high))):.3g}"
+
+    return [{name: value(values) for name, values in lists.items()} for _ in range(trials)]
+
+
+def literal(text: str) -> Any:
+    """A value of the command line: a number, a dict, True, None, else the text."""
+    try:
+        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def is_number(text: str) -> bool:
+    return type(literal(text.removeprefix("x"))) in (int, float)
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the last whole row of metrics.csv; 0 if there is none."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        rows = file.read().decode(errors="replace").split("\n")[:-1]
+    first = rows[-1].partition(",")[0] if rows else ""
+    return int(first) if first.isdigit() else 0
+
+
+# ---------------------------------------------------------------------------------------------------------- the runs
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: its settings beside the config files, and its folder."""
+
+    settings: Mapping[str, str]
+    folder: Path
+
+
+class Sweep:
+    def __init__(self, options: argparse.Namespace, runner: Runner) -> None:
+        if options.jobs < 1:
+            raise ValueError(f"jobs={options.jobs} must be 1 or more")
+        self.options, self.runner, self.out = options, runner, options.out
+        self.files = read_files(options.configs)
+        self.state_path = self.out / "sweep.json"
+        runner.share_cores(options.jobs)
+        self.exits: dict[str, int] = {}  # exit codes of the runs that ended, by folder
+        if self.state_path.is_file():
+            self.exits = json.loads(self.state_path.read_text(encoding="utf-8"))
+
+    def run(self, arguments: Sequence[str]) -> int:
+        """Everything: the plan, the runs, the comparison; the exit code."""
+        lists = lists_of(arguments)
+        if self.options.tune:
+            lists.setdefault("seed", ["1", "2"])
+        self.named = [name for name, values in lists.items() if len(values) > 1]
+        points = self.points(lists)
+        trials = [self.trial(point) for point in points]
+        self.say_plan(trials)
+        if self.options.plan:
+            return 0
+        failed = self.execute(trials)
+        if self.options.tune:
+            more, trials = self.tune(lists, trials)
+            failed += more
+        done = [trial.folder for trial in trials if (trial.folder / "config.json").is_file()]
+        print(compare.write(done, self.out, self.options.baseline))
+        return int(failed > 0)
+
+    def points(self, lists: Mapping[str, Sequence[str]]) -> list[Settings]:
+        """The settings of every run, seeds last, so that each point has its first seed early."""
+        seeds = [{"seed": seed} for seed in lists.get("seed", ())] or [{}]
+        others = {name: values for name, values in lists.items() if name != "seed"}
+        if self.options.runs:
+            lines = self.options.runs.read_text(encoding="utf-8").splitlines()
+            found = [lists_of(line.split()) for line in lines if line.strip() and not line.startswith("#")]
+            base = [{name: values[0] for name, values in {**others, **point}.items()} for point in found]
+            self.named = list(dict.fromkeys([*self.named, *(name for point in found for name in point)]))
+        elif self.options.trials:
+            base = draw(others, self.options.trials)
+            self.named = list(dict.fromkeys([*self.named, *(n for n, v in others.items() if ".." in v[0])]))
+        else:
+            base = [dict(zip(others, values, strict=True)) for values in itertools.product(*others.values())]
+        return [{**point, **seed} for point in base for seed in seeds]
+
+    def trial(self, point: Settings) -> Trial:
+        """A point with relative rates made absolute, and the folder that it is named by."""
+        settings = dict(point)
+        if "learning_rate" in settings:
+            own, rate = float(self.files.get("learning_rate", LEARNING_RATE)), settings["learning_rate"]
+            if rate.startswith("x"):
+                optimizer = settings.get("optimizer", self.files.get("optimizer"))
+                share = 1.0 if optimizer == self.files.get("optimizer") else OWN_RATE.get(str(optimizer), 1.0)
+                rate = settings["learning_rate"] = f"{float(rate[1:]) * own * share:.6g}"
+            ratio = self.files["min_lr"] / own if {"min_lr", "learning_rate"} <= self.files.keys() else MIN_LR_RATIO
+            settings.setdefault("min_lr", f"{float(rate) * ratio:.6g}")
+        parts = [settings[name] if name == "optimizer" else f"{name}={settings[name]}" for name in self.named]
+        name = re.sub(r"[^\w.,=+-]", "_", ",".join(parts)) or "run"
+        return Trial(settings, self.out / name)
+
+    def arguments(self, trial: Trial) -> list[str]:
+        train = [sys.executable, str(ROOT / "train.py"), *self.options.configs]
+        return [*train, *(f"--{name}={value}" for name, value in trial.settings.items())]
+
+    def finished(self, trial: Trial) -> bool:
+        """Whether the run is at its end, or diverged. Raises RuntimeError if its folder holds another run."""
+        if not (trial.folder / "config.json").is_file():
+            return False
+        result = read_result(trial.folder)
+        settings = {name: literal(value) for name, value in trial.settings.items()}
+        if wrong := differences(read_files(self.options.configs, settings, adapt), result.facts["config"]):
+            raise RuntimeError(f"{trial.folder} holds a run with {'; '.join(wrong)}: choose another --out")
+        return result.state == "finished" or self.exits.get(trial.folder.name) == DIVERGED
+
+    def train(self, trial: Trial) -> None:
+        """Run it to its end. Raises RuntimeError, with the end of its log, if it failed."""
+        command = [*self.arguments(trial), f"--out_dir={trial.folder}", "--init_from=auto"]
+        code = self.runner.call(command, trial.folder / "log.txt", (0, DIVERGED))
+        self.exits[trial.folder.name] = code
+
+    def execute(self, trials: Sequence[Trial]) -> int:
+        """Run those that are not finished; the number that failed."""
+        left = {trial.folder.name: trial for trial in trials if not self.finished(trial)}
+        steps = {name: self.steps(trial) for name, trial in left.items()}
+        with tqdm(total=sum(steps.values()), unit="step", disable=None, dynamic_ncols=True, smoothing=0.02) as bar:
+            ended_so_far = dict.fromkeys(("finished", "diverged", "failed"), 0)
+
+            def ended(name: str, error: BaseException | None) -> None:
+                kind = "failed" if error else "diverged" if self.exits.get(name) == DIVERGED else "finished"
+                ended_so_far[kind] += 1
+                self.save_state()
+                bar.write(f"{sum(ended_so_far.values())}/{len(left)} {name}: {error or kind}", file=sys.stdout)
+
+            def tick() -> None:
+                done = sum(min(steps_done(trial.folder), steps[name]) for name, trial in left.items())
+                bar.set_postfix({kind: n for kind, n in ended_so_far.items() if n}, refresh=False)
+                bar.update(done - bar.n)
+
+            tasks = {name: partial(self.train, trial) for name, trial in left.items()}
+            return self.runner.execute(tasks, self.options.jobs, ended, tick)
+
+    def save_state(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        temporary = self.state_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.exits, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.state_path)
+
+    def steps(self, trial: Trial) -> int:
+        return int(trial.settings.get("max_iters", self.files.get("max_iters", 100_000)))
+
+    # ------------------------------------------------------------------------------------------------------- the plan
+
+    def say_plan(self, trials: Sequence[Trial]) -> None:
+        """How many runs, and about how long they take: as long as the finished ones, else by a few steps of the first.
+
+        Raises RuntimeError if these steps fail, as every run would.
+        """
+        if len({trial.folder for trial in trials}) < len(trials):
+            raise ValueError("two runs have the same settings: leave out what is listed twice")
+        left = [trial for trial in trials if not self.finished(trial)]
+        print(f"{len(trials)} runs in {self.out}, {len(trials) - len(left)} ended before, {len(left)} to go, "
+              f"{self.options.jobs} at a time", flush=True)  # fmt: skip
+        for trial in left if len(left) <= 40 else [*left[:20], *left[-5:]]:
+            print(f"  {trial.folder.name}")
+        if not left:
+            return
+        known = [read_result(trial.folder).final.get("seconds") for trial in trials if trial not in left]
+        times = [seconds for seconds in known if seconds]
+        each = statistics.mean(times) + 10 if times else self.probe(left[0])
+        minutes = each * math.ceil(len(left) / self.options.jobs) / 60
+        print(f"about {minutes:.0f} min, {each:.0f} s a run" + (", and what --tune adds" if self.options.tune else ""),
+              flush=True)  # fmt: skip
+
+    def probe(self, trial: Trial) -> float:
+        """Seconds that a run takes, from 10 of its steps, its first validation, and the start."""
+        folder = self.out / ".probe"
+        begun = time.perf_counter()
+        short = {"max_iters": 10, "warmup_iters": 1, "eval_interval": 10, "log_interval": 1, "out_dir": folder}
+        self.runner.call([*self.arguments(trial), *(f"--{key}={value}" for key, value in short.items())],
+                         folder / "log.txt")  # fmt: skip
+        wall = time.perf_counter() - begun
+        rows = read_rows(folder / "metrics.csv")
+        seconds = [float(row["seconds"] or 0) for row in rows]
+        step = statistics.median(after - before for before, after in itertools.pairwise(seconds[:-1]))
+        every = int(trial.settings.get("eval_interval", self.files.get("eval_interval", 500)))
+        return wall - seconds[-1] + self.steps(trial) * step + (1 + self.steps(trial) / every) * seconds[0]
+
+    # ---------------------------------------------------------------------------------------------------------- --tune
+
+    def tune(self, lists: Mapping[str, Sequence[str]], trials: list[Trial]) -> tuple[int, list[Trial]]:
+        """Widen each optimizer's grid until its lowest mean loss is inside, then run fresh seeds there.
+
+        The grids are compared in OUT/grid. Returns (runs that failed, the trials of the fresh seeds).
+        """
+        axes = [n for n, v in lists.items() if n != "seed" and len(v) > 1 and all(map(is_number, v))]
+        failed = 0
+        for _ in range(WIDENINGS):
+            wider = [self.trial({**point, "seed": seed}) for best, grid in self.optima(trials, axes, lists)
+                     for point in beyond(best, grid, axes) for seed in lists["seed"]]  # fmt: skip
+            if not wider:
+                break
+            print(f"the lowest loss lies at an edge: {len(wider)} more runs")
+            failed += self.execute(wider)
+            trials = trials + wider
+        else:
+            print(f"an optimum still lies at an edge after {WIDENINGS} widenings: start with another grid")
+        compare.write([trial.folder for trial in trials], self.out / "grid", self.options.baseline)
+        first = max(map(int, lists["seed"])) + 1
+        fresh = []
+        for best, _ in self.optima(trials, axes, lists):
+            words = ", ".join(f"{name} {value}" for name, value in best.items() if name in self.named)
+            print(f"optimum: {words}; {self.options.fresh} fresh seeds")
+            fresh += [self.trial({**best, "seed": str(first + i)}) for i in range(self.options.fresh)]
+        return failed + self.execute(fresh), fresh
+
+    def optima(
+        self, trials: Sequence[Trial], axes: Sequence[str], lists: Mapping[str, Any]
+    ) -> list[tuple[Settings, list[Settings]]]:
+        """(the point of the lowest mean final loss, all points) of each combination of settings other than `axes`."""
+        arms: dict[tuple[str, ...], dict[tuple[str, ...], tuple[Settings, list[float]]]] = {}
+        for trial in trials:
+            point = {name: trial.settings[name] for name in lists if name != "seed"}
+            arm = arms.setdefault(tuple(value for name, value in point.items() if name not in axes), {})
+            ran = (trial.folder / "config.json").is_file()
+            loss = read_result(trial.folder).final.get("val_loss", math.inf) if ran else math.inf  # failed or diverged
+            arm.setdefault(tuple(point.values()), (point, []))[1].append(loss)
+        best = [min(arm.values(), key=lambda found: statistics.mean(found[1]))[0] for arm in arms.values()]
+        return [(one, [point for point, _ in arm.values()]) for one, arm in zip(best, arms.values(), strict=True)]
+
+
+def beyond(best: Settings, grid: Sequence[Settings], axes: Sequence[str]) -> list[Settings]:
+    """One point further along each axis at whose end the best one lies, by the grid's last ratio there."""
+    found = []
+    for name in axes:
+        values = sorted({float(point[name]) for point in grid})
+        ends = [pair for pair in (values[:2], values[:-3:-1]) if len(pair) == 2 and pair[0] == float(best[name])]
+        found += [{**best, name: f"{end * end / next_:.6g}"} for end, next_ in ends if end > 0 and next_ > 0]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
