@@ -1,1 +1,1 @@
-"""What a run leans on: settings, processes, checkpoints, records, being stopped, memory, weights in and out."""
+"""Infrastructure of runs: settings, processes, checkpoints, metrics, signals, memory, import and export of weights."""

@@ -1,4 +1,4 @@
-"""Where an error becomes a line: the main function of every program goes through `program`."""
+"""Turns the errors of a program into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MISTAKE = 2  # exit code
 
 
 def program(name: str) -> Callable[[Callable[[list[str]], int | None]], Callable[[list[str]], int]]:
-    """Make `main(argv) -> exit code or None` a main whose errors are one line on stderr and an exit code.
+    """Decorate `main(argv) -> exit code or None` to report errors of the user and of other processes.
 
-    0: done; 2: a mistake to put right; 4: another process is gone or hangs; 130: interrupted; others as main returns
-    them. Any other exception is a bug and keeps its traceback; with NANOMADA_TRACEBACK=1 all of them do.
+    Exit codes: 0 done; 2 invalid input; 4 another process hangs or died; 130 stopped by a signal; others as returned by
+    main. Other exceptions are bugs and keep their traceback; with NANOMADA_TRACEBACK=1, all exceptions do.
     """
 
     def decorate(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:

@@ -309,16 +309,21 @@ class TorchOptimizers:
             raise ValueError("the state is of another optimizer")
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+        for optimizer in _schedule_free(self):
+            optimizer.train()  # checkpoints hold the parameters to evaluate
+
+
+def _schedule_free(optimizer: Any) -> list[Any]:
+    return [o for o in getattr(optimizer, "optimizers", ()) if hasattr(o, "eval") and hasattr(o, "train")]
 
 
 @contextlib.contextmanager
 def evaluating(optimizer: Any) -> Iterator[None]:
     """Inside the context, the parameters are those to evaluate and save; Schedule-Free optimizers train other ones."""
-    switched = [o for o in getattr(optimizer, "optimizers", ()) if hasattr(o, "eval") and hasattr(o, "train")]
-    for schedule_free in switched:
+    for schedule_free in _schedule_free(optimizer):
         schedule_free.eval()
     try:
         yield
     finally:
-        for schedule_free in switched:
+        for schedule_free in _schedule_free(optimizer):
             schedule_free.train()

@@ -1,4 +1,4 @@
-"""The machine a run has: its processes, their devices, and the precision of their matmuls."""
+"""The processes of a run, their devices, DDP and FSDP2, and the precision of matmuls."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from runtime import memory, signals
 from runtime.settings import ConfigError
 from runtime.watchdog import PeerLost, Watchdog, store_of_torchrun
 
-# Process groups that were left. They stay: were DistributedDataParallel's the last reference to one, it would be freed
-# with the interpreter locked, while its thread waits for that lock to free a tensor.
+# References to destroyed process groups. If DistributedDataParallel had the last one, the group would be freed while
+# holding the GIL, for which the group's thread may be waiting in order to free a tensor: a deadlock.
 LEFT: list[Any] = []
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run as one of them sees it."""
+    """The process group of a run, as seen by one process."""
 
-    rank: int  # of this process, 0 to size - 1
+    rank: int
     size: int
-    device: torch.device  # of this process
-    dtype: torch.dtype  # of matmuls; weights and everything that adds up stay float32
-    sharded: bool = False  # each process has a part of the model only (FSDP2)
-    watchdog: Watchdog | None = None  # where there are several processes
+    device: torch.device
+    dtype: torch.dtype  # of matmuls; weights, reductions and optimizer states are float32
+    sharded: bool = False  # by FSDP2
+    watchdog: Watchdog | None = None  # if size > 1
 
     def at(self, step: int | None = None) -> None:
-        """Tell the watchdog that this process goes on, and in which step (None: still the same)."""
+        """Tell the watchdog that this process makes progress, and in which step (None: the same as before)."""
         if self.watchdog:
             self.watchdog.at(step)
 
     @property
     def card(self) -> str:
-        """The GPU as its maker calls it, or "cpu"."""
+        """The name of the GPU, or "cpu"."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def explain(self, error: RuntimeError) -> Exception:
-        """What gloo or NCCL report when another process is gone, in one line; any other error as it is."""
+        """A PeerLost with one line for an error of gloo or NCCL after another process died; other errors unchanged."""
         text = str(error)
         if self.size == 1 or not re.search("gloo|NCCL|Connection (closed|reset)", text):
             return error
@@ -60,14 +60,11 @@ class World:
         return PeerLost(f"rank {self.rank} lost another process in step {step} ({reason})")
 
     def move(self, x: torch.Tensor) -> torch.Tensor:
-        """A batch on its way to the device, without waiting for it to arrive."""
+        """Copy a batch to the device asynchronously."""
         return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x
 
     def sum(self, x: torch.Tensor, asked: bool = False) -> tuple[float, bool]:
-        """The sum of x over all processes, and whether any of them says `asked`. Waits for the device.
-
-        The two travel together: agreeing to leave costs a run no collective and no wait of its own.
-        """
+        """(the sum of x over all processes, whether any of them passes `asked`), in one all-reduce. Synchronizes."""
         both = torch.stack([x, torch.full_like(x, float(asked))])
         if self.size > 1:
             dist.all_reduce(both)
@@ -79,15 +76,15 @@ class World:
         return self.any(asked) if self.sharded else asked
 
     def any(self, asked: bool) -> bool:
-        """Whether any of the processes says `asked`. Waits for the device."""
+        """Whether any of the processes passes `asked`. Synchronizes."""
         return self.sum(torch.zeros((), device=self.device), asked)[1]
 
     def same(self, number: int) -> bool:
-        """Whether all processes have this number; none goes on before all have come here."""
+        """Whether all processes pass the same number; also a barrier."""
         return self.sum(torch.tensor(number, dtype=torch.float64, device=self.device))[0] == number * self.size
 
     def parallelize(self, model: Any, compiled: bool) -> tuple[Any, Any]:
-        """(the model as it runs on this process, the same with gradients that are the mean over all of them)."""
+        """(the compiled or sharded model, the same with gradients averaged over the processes)."""
         if self.sharded:
             shard(model, self, compiled)
             return model, model
@@ -95,18 +92,18 @@ class World:
         return net, DistributedDataParallel(net) if self.size > 1 else net
 
     def no_sync(self, net: Any) -> AbstractContextManager[Any]:
-        """While the gradients of a micro-batch need not travel yet. Sharded ones must: no process has room for all."""
+        """DDP's no_sync. FSDP2 reduces after every micro-batch, as unsharded gradients would take too much memory."""
         return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
 
 
 def shard(model: Any, world: World, compiled: bool) -> None:
-    """Leave every process a part of each parameter. A block is whole, on all of them, only while it works.
+    """Apply FSDP2 to each block and to the rest of the model.
 
-    Parameters and sums of gradients stay float32. In bfloat16 the blocks travel and multiply as such, while embeddings,
-    head and the residual stream remain what autocast makes of float32: the arithmetic of a model that is not sharded,
-    but for the norms inside the blocks, whose weights are rounded too.
+    Parameters and gradient reductions are float32. With bfloat16, the parameters of blocks are gathered and multiplied
+    in bfloat16, while embeddings, head and residual stream use autocast: the arithmetic of an unsharded model, except
+    that the weights of norms inside blocks are rounded too.
     """
-    from torch.distributed.device_mesh import init_device_mesh  # two seconds of imports that only this needs
+    from torch.distributed.device_mesh import init_device_mesh  # these imports take two seconds
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
@@ -122,12 +119,12 @@ def shard(model: Any, world: World, compiled: bool) -> None:
 
 @contextlib.contextmanager
 def session(cfg: Any) -> Iterator[World]:
-    """The processes of a training run, from `join` to `leave`, while signals mean what runtime/signals.py says.
+    """The process group of a training run, with the signal handlers of runtime/signals.py.
 
     Args:
         cfg: has device, dtype, dist_timeout, parallel and batch_size.
     Raises:
-        ConfigError: out of memory. PeerLost: another process is gone.
+        ConfigError: out of memory. PeerLost: another process died.
     """
     with signals.listening():
         try:
@@ -143,41 +140,36 @@ def session(cfg: Any) -> Iterator[World]:
 
 
 def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
-    """Meet the other processes that torchrun started, through NCCL on GPUs and gloo on CPUs; alone without torchrun.
+    """Initialize the process group if torchrun started this process: NCCL on GPUs, gloo on CPUs.
 
     Args:
         device: "cpu", "cuda", "cuda:N", or "auto".
-        dtype: "float32", "bfloat16", or "auto" for bfloat16 on a GPU that has it.
-        timeout: seconds after which a process gives up waiting for the others. The backend's own timeout is a minute
-            longer: it knows less to say.
-        sharded: give each process a part of the model only, where there are several.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 on a GPU that supports it.
+        timeout: of the watchdog, in seconds. The backend's is a minute longer, as its message is less specific.
+        sharded: use FSDP2 if there are several processes.
     """
     device = resolve(device)
-    rank, size = 0, 1
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if "RANK" in os.environ and device != "cpu":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     if torch.device(device).index is not None:
-        torch.cuda.set_device(device)  # what asks for no device by name means this one
+        torch.cuda.set_device(device)  # the default of device="cuda"
     if "RANK" in os.environ:
-        backend = "gloo" if device == "cpu" else "nccl"
-        meeting: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout + 60)}
+        options: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout + 60)}
         one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
         if one_machine and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            # After a restart the addresses of the dead are still in that store (pytorch issue 135712). On several
-            # machines, whose restart counts may differ, docs/RELIABILITY.md names a variable for torchrun instead.
-            numbers = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-            meeting |= {"store": store_of_torchrun(timeout + 60), **numbers}
-        dist.init_process_group(backend, **meeting)
-        rank, size = dist.get_rank(), dist.get_world_size()
+            # After a restart the agent's store still has the addresses of the old processes (pytorch issue 135712). On
+            # several machines, whose restart counts may differ, torchrun needs a variable (docs/RELIABILITY.md).
+            options |= {"store": store_of_torchrun(timeout + 60), "rank": rank, "world_size": size}
+        dist.init_process_group("gloo" if device == "cpu" else "nccl", **options)
     fast = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
-    low = dtype == "bfloat16" or (dtype == "auto" and fast)
+    precision = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and fast) else torch.float32
     watchdog = Watchdog(rank, size, timeout) if size > 1 else None
-    precision = torch.bfloat16 if low else torch.float32
     return World(rank, size, torch.device(device), precision, sharded and size > 1, watchdog)
 
 
 def problems(cfg: Any) -> Iterator[tuple[str, str]]:
-    """What is wrong with `device` and the number of processes in a config, as `parse` wants it."""
+    """Problems of `device` and the number of processes, for `parse`."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if cfg.gradient_accumulation_steps % processes:
         yield "gradient_accumulation_steps", (
@@ -188,7 +180,7 @@ def problems(cfg: Any) -> Iterator[tuple[str, str]]:
 
 
 def device_problems(device: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with a `device` in a config, as the configurator wants it."""
+    """Problems of `device`, for `parse`."""
     gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         yield "device", f"device={device!r} must be auto, cpu, cuda or cuda:N"
@@ -197,39 +189,39 @@ def device_problems(device: str) -> Iterator[tuple[str, str]]:
     elif device.startswith("cuda:") and int(device[5:]) >= gpus:
         yield "device", f"device={device!r}, but torch finds {gpus} here: cuda:0 to cuda:{gpus - 1}"
     elif resolve(device) != "cpu" and processes > gpus:
-        yield "device", (f"{processes} processes on this machine, but a GPU for {gpus} of them: "
+        yield "device", (f"{processes} processes on this machine, but only {gpus} GPUs: "
                          f"use --nproc_per_node={gpus}, or --device=cpu")  # fmt: skip
 
 
 def resolve(device: str) -> str:
-    """`device` with "auto" decided: CUDA where there is a GPU."""
+    """Replace "auto" by "cuda" if there is a GPU, otherwise by "cpu"."""
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def leave() -> None:
-    """The end of what `join` began."""
+    """Undo `join`."""
     for thread in threading.enumerate():
         if isinstance(thread, Watchdog):
             thread.over.set()
-            thread.join(2)  # not in the middle of a word to the store while Python shuts down
+            thread.join(2)  # it must not be using the store while Python shuts down
     if dist.is_initialized():
         LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
 def complain(program: str, error: Exception) -> None:
-    """A line on the mistake that ends this process. What is wrong before the processes meet is so on all of a machine,
-    and the first of them says it; after that, it may be one process's own."""
+    """Print the error that ends this process. Before the process group exists, all processes of a machine have the
+    same error and only the first prints it."""
     rank = os.environ.get("RANK", "0")
     if LEFT or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{program}: {error}" if rank == "0" else f"{program}: rank {rank}: {error}", file=sys.stderr)
 
 
 def end(code: int) -> NoReturn:
-    """sys.exit(code), but for one process of several, which ends at once.
+    """sys.exit(code), but after using a process group, exit without finalizing the interpreter.
 
-    Otherwise an interpreter that goes may meet a thread of gloo's that wants to free the tensors of the last
-    collective, and the process aborts or hangs (pytorch issue 190489).
+    While it finalizes, a gloo thread may free the tensors of the last collective, and the process aborts or hangs
+    (pytorch issue 190489).
     """
     if LEFT:
         sys.stdout.flush()
@@ -239,22 +231,16 @@ def end(code: int) -> NoReturn:
 
 
 def compilation(asked: bool | None, device: torch.device) -> tuple[bool, bool | None, str | None]:
-    """(compile the model, compile the optimizer (None: if it is large enough), a line on why not although asked for).
+    """(compile the model, compile the optimizer (None: if it is large enough), a message if torch.compile fails here).
 
     Args:
-        asked: True for both, False for neither, None for the optimizer, and the model on a GPU.
+        asked: True for both, False for neither, None for the optimizer, and on a GPU also the model.
     """
-    problem = None if asked is False else compiler_problem(device)
-    if problem or asked is False:
-        line = f"torch.compile does not work here, the run goes on without it: {problem}" if problem else None
-        return False, False, line
-    return bool(asked) or device.type == "cuda", asked, None
-
-
-def compiler_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work on this machine, found out by trying; None where it does."""
+    if asked is False:
+        return False, False, None
     try:
         torch.compile(lambda x: x * x + 1)(torch.ones(64, device=device))
-    except Exception as error:  # whatever it is, one can train without
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    return None
+    except Exception as error:  # of any type: the run does not depend on torch.compile
+        problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return False, False, f"torch.compile does not work here, the run continues without it: {problem}"
+    return bool(asked) or device.type == "cuda", asked, None

@@ -1,8 +1,8 @@
-"""How a run is asked to leave: Ctrl-C, SIGTERM and SIGUSR1 (what cluster schedulers send before they kill).
+"""Signals that stop a run: Ctrl-C, SIGTERM and SIGUSR1 (which cluster schedulers send before they kill).
 
-Before its first step a run has nothing to lose: it leaves at once, wherever it is (data, compilation, validation).
-After it, a signal only leaves a note, which the loop reads between two steps, to save and leave. A second Ctrl-C ends
-the process at once, even inside a kernel or a save.
+Before the first step is done there is nothing to save, and a signal stops the run immediately (in data preparation,
+compilation or validation). After that it sets a flag that the training loop checks between steps, to save and stop. A
+second Ctrl-C ends the process immediately, even in a kernel or a save.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _at_boundaries = False
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to leave. No Exception: nothing that goes on after errors (compilers, sinks) swallows it."""
+    """A signal stopped the run. Not an Exception, so that code which handles any Exception does not catch it."""
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """From here on the signals mean what this module says; afterwards what they meant before."""
+    """Install the handlers; restore the previous ones afterwards."""
     global _asked, _at_boundaries
     _asked = _at_boundaries = False
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
@@ -37,13 +37,13 @@ def listening() -> Iterator[None]:
 
 
 def between_steps_only() -> None:
-    """There is something to save now: no more leaving in the middle of things."""
+    """From now on, signals only set the flag: the run leaves between two steps."""
     global _at_boundaries
     _at_boundaries = True
 
 
 def asked() -> bool:
-    """Whether this process was asked to leave."""
+    """Whether this process got a signal."""
     return _asked
 
 
@@ -51,6 +51,6 @@ def _handle(number: int, _frame: Any) -> None:
     global _asked
     _asked = True
     if number == signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the system answers a second one, whatever Python is waiting for
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process even outside Python code
     if not _at_boundaries:
         raise Stopped(f"before its first step, with nothing new to save; {GO_ON}")

@@ -24,7 +24,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("auto", 2, None),
         ("cpu", 3, None),
         ("cuda:2", 1, "device='cuda:2', but torch finds 2 here: cuda:0 to cuda:1"),
-        ("auto", 3, "3 processes on this machine, but a GPU for 2 of them: use --nproc_per_node=2, or --device=cpu"),
+        ("auto", 3, "3 processes on this machine, but only 2 GPUs: use --nproc_per_node=2, or --device=cpu"),
         ("cpu:1", 1, "device='cpu:1' must be auto, cpu, cuda or cuda:N"),
         ("cuda:", 1, "device='cuda:' must be auto, cpu, cuda or cuda:N"),
     ],

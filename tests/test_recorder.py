@@ -147,7 +147,7 @@ def test_whatever_fails_in_wandb_is_reported_once_and_the_run_goes_on(
         sink.write({"step": step, "loss": 1.0, "val_loss": None})
     sink.close()
     assert fake.calls == calls
-    assert capsys.readouterr().err == "wandb: RuntimeError: no network, for instance; the run goes on without it\n"
+    assert capsys.readouterr().err == "wandb: RuntimeError: no network, for instance; the run continues without it\n"
 
 
 def test_a_wandb_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -161,7 +161,7 @@ def test_a_wandb_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch, capsys
     assert time.monotonic() - begun < 0.2
     sink.close()
     assert time.monotonic() - begun < 2
-    assert capsys.readouterr().err.startswith("wandb: not done 0.2 seconds after the end, and left alone")
+    assert capsys.readouterr().err.startswith("wandb: not finished 0.2 seconds after the end of the run, some rows")
     forever.set()
 
 
@@ -186,7 +186,7 @@ def test_a_missing_wandb_is_reported_once(tmp_path: Path, monkeypatch, capsys) -
     sink = Wandb(tmp_path, CONFIG, resume=False)
     sink.write({"step": 1})
     sink.close()
-    assert capsys.readouterr().err.count("the run goes on without it") == 1
+    assert capsys.readouterr().err.count("the run continues without it") == 1
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, monkeypatch) -> None:

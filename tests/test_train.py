@@ -324,11 +324,11 @@ def test_a_run_starts_from_the_coefficients_that_another_ended_with(small: list[
         for row in rows(tmp_path / "fixed"):
             assert {name: float(row[name]) for name in final} == final
     problem = refused([*small, f"--coefficients_from={record}", "--optimizer=adam", "--hyper_lr=None"], capsys)
-    assert "is a run of another rule, of beta1, beta2, beta3, rho, c, gamma coefficients, not beta1, beta2" in problem
+    assert "a run of another rule: it has the coefficients beta1, beta2, beta3, rho, c, gamma, not beta1, b" in problem
     adam = [*small, f"--out_dir={tmp_path / 'adam'}", "--optimizer=adam", "--hyper_lr=None", "--max_iters=2"]
     assert train.main(adam) == 0
     problem = refused([*small, f"--coefficients_from={tmp_path / 'adam'}"], capsys)
-    assert "/adam' is a run of another rule (adam), of beta1, beta2 coefficients, not beta1, beta2, beta3, " in problem
+    assert "/adam' is a run of another rule (adam): it has the coefficients beta1, beta2, not beta1, beta2, " in problem
     assert train.main([*small, "--max_iters=2", f"--out_dir={tmp_path / 'half'}"]) == 0
     config = tmp_path / "half" / "config.json"
     config.write_text(config.read_text().replace('"max_iters": 2', '"max_iters": 3'))
@@ -370,7 +370,7 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(small: list[str], tmp_pa
         capture_output=True, text=True, timeout=120,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("torch.compile does not work here, the run goes on without it:") == 1
+    assert run.stdout.count("torch.compile does not work here, the run continues without it:") == 1
     assert (tmp_path / "run" / "ckpt_000003.pt").exists()
 
 
@@ -381,7 +381,7 @@ def test_wandb_offline_gets_the_run_for_real(small: list[str], tmp_path: Path) -
         env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
         capture_output=True, text=True, timeout=120,
     )
-    assert run.returncode == 0 and "the run goes on without it" not in run.stderr, run.stderr
+    assert run.returncode == 0 and "the run continues without it" not in run.stderr, run.stderr
     (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     data = written.read_bytes()
     assert all(name.encode() in data for name in ("train_loss", "h_beta1", "gradient_accumulation_steps"))
