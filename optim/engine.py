@@ -1,18 +1,18 @@
 """The engine: one torch.optim.Optimizer that runs any rule and learns any of its coefficients (paper, algorithm 1).
 
 Parameters, gradients and states live in matrices of shape (R, *ROW), each parameter in rows of its own, and whatever
-differs between parameters (step, learning rate, weight decay, has it a gradient) is a column of shape (R, 1, 1)
+differs between parameters (step, learning rate, weight decay, whether there is a gradient) is a column (R, 1, 1)
 (flat.py). So a step is the same few kernels whatever the number of parameters and groups, and a value that changes
 recompiles nothing. reference.py is the same algorithm in one screen.
 
-At step t the engine holds the state of step t-2, the pending gradient g_{t-1} and the new g_t.
+At step t the engine holds state_{t-2}, the pending gradient g_{t-1} and the new g_t; q made x_{t-1} of the former two.
 
-    hypergradient  reads only: d direction(q, state_{t-2}, g_{t-1}) / d q against g_t, which is h_t, and |g_t|^2
-    judge          scalars, on the device: is |g_t| finite, the factor that clips g_t
+    hypergradient  reads only: h_t = -lr_{t-1} < g_t, d direction(q, state_{t-2}, clipped g_{t-1}) / d q >, and |g_t|^2
+    judge          scalars, on the device: whether |g_t| is finite, and the factor that clips g_t
     learn          scalars: q_t from q_{t-1} and h_t
     update         advances with g_{t-1} to state_{t-1}, which it stores, and again with g_t to x_t
 
-With weights first, learn comes after update.
+With weights first, learn comes after update. With nothing to learn there is no pending gradient: update alone.
 
 No graph outlives a step, autograd never goes through the model a second time, and nothing waits for the device.
 """
@@ -34,7 +34,7 @@ from .rule import Coefficient
 from .step import Hyper, Scalars, Step
 
 COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
-COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # of Rows, in a parameter's state
+COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # name in state[p]: field of Rows
 
 
 class RuleOptimizer(Optimizer):
@@ -45,8 +45,8 @@ class RuleOptimizer(Optimizer):
         lr: learning rate
         <name>: start value of a coefficient in the rule's `table`, or value of one of its `constants`
         weight_decay: decoupled, x <- (1 - lr * weight_decay) x
-        hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. Names
-            "lr" too: the learned rate starts at `lr`, and the groups' rates are multiplied by its ratio to `lr`
+        hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. It
+            may name "lr": the learned rate starts at `lr`, and the groups' rates are multiplied by its ratio to `lr`
         hyper_momentum: momentum of the coefficients' SGD: a number, or {name: number}
         hyper_start: the coefficients stay for this many steps (skipped ones do not count)
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
@@ -71,7 +71,7 @@ class RuleOptimizer(Optimizer):
     # What a rule defines.
     table: ClassVar[Mapping[str, Coefficient]] = {}
     constants: ClassVar[Mapping[str, float]] = {}
-    learns: ClassVar[tuple[str, ...]] = ()  # with hyper_lr=None
+    learns: ClassVar[tuple[str, ...]] = ()  # names that are learned where hyper_lr is None
     parts: ClassVar[Mapping[str, tuple[float, tuple[str, ...]]]] = {}  # {name: (idle value, fields idle with it)}
     State: ClassVar[Any]
     advance: Callable[..., Any]
@@ -105,7 +105,7 @@ class RuleOptimizer(Optimizer):
         self._prepare()
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
-        # The scalars live on the first parameter's device, in float64 where it has that: 0.9 + 1e-9 is not 0.9.
+        # The scalars live on the first parameter's device, in float64 where it has that: in float32 0.9 + 1e-9 is 0.9.
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._device = parameters[0].device if parameters else torch.device("cpu")
         dtype = torch.float32 if self._device.type == "mps" else torch.float64
@@ -261,7 +261,7 @@ class RuleOptimizer(Optimizer):
             columns = self._run("update", b, self._scalars, b.rows)
             torch._foreach_copy_([b.rows.t, b.rows.has_pending, b.rows.lr_applied], columns)
             b.write_back()
-            torch.autograd.graph.increment_version(b.params)  # a graph that still needs the old ones says so
+            torch.autograd.graph.increment_version(b.params)  # backward through a graph that saved old ones raises
         if self._needs_norm:
             now = self._scalars
             self._scalars = now._replace(

@@ -23,8 +23,8 @@ FROM_ELSEWHERE = {  # keywords of other libraries' optimizers, and what takes th
     "nesterov": "use Adan",
     "maximize": "minimize the negative loss",
     "clipnorm": "write max_grad_norm=...",
-    "foreach": "leave it out, every step is one kernel",
-    "fused": "leave it out, every step is one kernel",
+    "foreach": "leave it out, the step is fused",
+    "fused": "leave it out, the step is fused",
     "capturable": "leave it out, the step never waits for the device",
     "differentiable": "hyper_lr={...} differentiates the step",
 }

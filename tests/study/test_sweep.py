@@ -23,7 +23,8 @@ import json, math, pathlib, sys, time
 given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:] if a.startswith("--"))
 out = pathlib.Path(given["out_dir"])
 out.mkdir(parents=True, exist_ok=True)
-optimizer, rate, seed = given.get("optimizer", "adam"), float(given.get("learning_rate", 0.004)), int(given.get("seed", 1))
+optimizer, seed = given.get("optimizer", "adam"), int(given.get("seed", 1))
+rate = float(given.get("learning_rate", 0.004))
 steps = int(given.get("max_iters", 40))
 config = {"dataset": "words", "block_size": 8, "eval_iters": 0, "max_iters": steps, "seed": seed, "eval_interval": 20,
           "learning_rate": rate, "min_lr": float(given.get("min_lr", 0.0004)), "warmup_iters": 1,
