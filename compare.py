@@ -11,7 +11,7 @@ other file) to --out.
 
 A difference from the baseline is paired over seeds (same seed: same initial weights, same batches): its mean, a 95%
 confidence interval and p of a two-sided t-test, from three seeds on; p (Holm) is corrected for the number of
-differences in the table. The baseline is the best group of adam or AdamW, else the first; --baseline names another.
+differences in the table. The baseline is the best group of adam, or of AdamW, or the first; --baseline names another.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def write(paths: Iterable[Path], out: Path, baseline: str | None = None) -> str:
         if row["difference"]:
             row["difference"]["p_holm"] = corrected[row["label"]]
     table = as_table(rows, base.label)
-    drawn = sorted(grouping.groups, key=lambda group: mean([*group.values("val_loss").values()]))[: len(COLORS)]
+    drawn = sorted(grouping.groups, key=lambda group: (group is not base, final_loss(group)))[: len(COLORS)]
     words = caption(grouping, base, drawn)
     figure = Figure("compare", words, partial(draw, grouping, base, drawn), size(grouping, drawn))
     notes = [introduction(grouping, base), *advice(grouping.groups)]
@@ -100,8 +100,12 @@ def choose_baseline(groups: Sequence[Group], wanted: str | None) -> Group:
             labels = "; ".join(group.label for group in groups)
             raise ValueError(f"baseline={wanted!r} names {len(found)} groups: choose one of {labels}")
         return found[0]
-    adam = [g for g in groups if optimizer_of(g).rpartition(":")[2].lower() in ("adam", "adamw")]
-    return min(adam, key=lambda group: mean([*group.values("val_loss").values()])) if adam else groups[0]
+    kinds = [[g for g in groups if optimizer_of(g).rpartition(":")[2].lower() == name] for name in ("adam", "adamw")]
+    return min(next(filter(None, kinds), groups[:1]), key=final_loss)
+
+
+def final_loss(group: Group) -> float:
+    return mean([*group.values("val_loss").values()])
 
 
 def optimizer_of(group: Group) -> str:

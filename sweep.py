@@ -146,6 +146,7 @@ class Sweep:
             raise ValueError(f"jobs={options.jobs} must be 1 or more")
         self.options, self.runner, self.out = options, runner, options.out
         self.files = read_files(options.configs)
+        runner.lock(self.out / ".lock")
         self.state_path = self.out / "sweep.json"
         runner.share_cores(options.jobs)
         self.exits: dict[str, int] = {}  # exit codes of the runs that ended, by folder

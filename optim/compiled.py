@@ -1,4 +1,4 @@
-"""One kernel of a rule: a function over the rows of flat matrices, traced, split and compiled.
+"""One pass over memory: a function of flat matrices, traced, split and compiled.
 
 The functions that the engine compiles take matrices of shape (R, 64, 16), columns of shape (R, 1, 1) and scalars. Left
 to itself the compiler puts the arithmetic of the columns and scalars (beta1**t above all) into the innermost loop and

@@ -1,22 +1,23 @@
 """The engine: one torch.optim.Optimizer that runs any rule and learns any of its coefficients (paper, algorithm 1).
 
 Parameters, gradients and states live in matrices of shape (R, *ROW), each parameter in rows of its own, and whatever
-differs between parameters (step, learning rate, weight decay, has it a gradient) is a column of shape (R, 1, 1)
+differs between parameters (step, learning rate, weight decay, whether there is a gradient) is a column (R, 1, 1)
 (flat.py). So a step is the same few kernels whatever the number of parameters and groups, and a value that changes
 recompiles nothing. reference.py is the same algorithm in one screen.
 
-At step t the engine holds the state of step t-2, the pending gradient g_{t-1} and the new g_t.
+At step t the engine holds state_{t-2}, the pending gradient g_{t-1} and the new g_t; q made x_{t-1} of the former two.
 
-    hypergradient  reads only: d direction(q, state_{t-2}, g_{t-1}) / d q against g_t, which is h_t, and |g_t|^2
-    judge          scalars, on the device: is |g_t| finite, the factor that clips g_t
+    hypergradient  reads only: h_t = -lr_{t-1} < g_t, d direction(q, state_{t-2}, clipped g_{t-1}) / d q >, and |g_t|^2
+    judge          scalars, on the device: whether |g_t| is finite, and the factor that clips g_t
     learn          scalars: q_t from q_{t-1} and h_t
     update         advances with g_{t-1} to state_{t-1}, which it stores, and again with g_t to x_t
 
-With weights first, learn comes after update.
+With weights first, learn comes after update. With nothing to learn there is no pending gradient: update alone.
 
 No graph outlives a step, autograd never goes through the model a second time, and nothing waits for the device.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ from .rule import Coefficient
 from .step import Hyper, Scalars, Step
 
 COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
-COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # of Rows, in a parameter's state
+COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # name in state[p]: field of Rows
 
 
 class RuleOptimizer(Optimizer):
@@ -44,8 +45,8 @@ class RuleOptimizer(Optimizer):
         lr: learning rate
         <name>: start value of a coefficient in the rule's `table`, or value of one of its `constants`
         weight_decay: decoupled, x <- (1 - lr * weight_decay) x
-        hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. Names
-            "lr" too: the learned rate starts at `lr`, and the groups' rates are multiplied by its ratio to `lr`
+        hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. It
+            may name "lr": the learned rate starts at `lr`, and the groups' rates are multiplied by its ratio to `lr`
         hyper_momentum: momentum of the coefficients' SGD: a number, or {name: number}
         hyper_start: the coefficients stay for this many steps (skipped ones do not count)
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
@@ -53,6 +54,8 @@ class RuleOptimizer(Optimizer):
         max_grad_norm: clip the gradient to this global norm within the step; None: do not
         half: states to keep in bfloat16, by their names in `State`, and "pending" for the pending gradient; what it
             costs in accuracy: docs/MADA.md
+        scope: whose hypergradients are added up to move a coefficient, and so who shares its value: "global" (all
+            parameters; the paper), "group" (those of a param group) or "tensor" (each parameter has its own)
         box: {name: (low, high)}, where a learned coefficient may go; others keep the box of the rule's table
         compile: compile the step; None: if there are at least 100,000 parameters
 
@@ -68,7 +71,7 @@ class RuleOptimizer(Optimizer):
     # What a rule defines.
     table: ClassVar[Mapping[str, Coefficient]] = {}
     constants: ClassVar[Mapping[str, float]] = {}
-    learns: ClassVar[tuple[str, ...]] = ()  # with hyper_lr=None
+    learns: ClassVar[tuple[str, ...]] = ()  # names that are learned where hyper_lr is None
     parts: ClassVar[Mapping[str, tuple[float, tuple[str, ...]]]] = {}  # {name: (idle value, fields idle with it)}
     State: ClassVar[Any]
     advance: Callable[..., Any]
@@ -87,19 +90,22 @@ class RuleOptimizer(Optimizer):
         max_grad_norm: float | None = None,
         half: Iterable[str] = (),
         box: Mapping[str, tuple[float, float]] | None = None,
+        scope: str = "global",
         compile: bool | None = None,
         **values: float,
     ) -> None:
         asked = self.check(
             lr, weight_decay=weight_decay, hyper_lr=hyper_lr, hyper_momentum=hyper_momentum, hyper_start=hyper_start,
-            hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm, half=half, box=box, **values,
+            hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm, half=half, box=box, scope=scope,
+            **values,
         )  # fmt: skip
         self.options, self.learned, self.fields = asked, asked.learned, asked.fields
         self.buckets: list[Bucket] = []
+        self._owners: list[Any] = []  # groups or parameters, each with its own values; empty with scope="global"
         self._prepare()
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
-        # The scalars live on the first parameter's device, in float64 where it has that: 0.9 + 1e-9 is not 0.9.
+        # The scalars live on the first parameter's device, in float64 where it has that: in float32 0.9 + 1e-9 is 0.9.
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._device = parameters[0].device if parameters else torch.device("cpu")
         dtype = torch.float32 if self._device.type == "mps" else torch.float64
@@ -152,7 +158,7 @@ class RuleOptimizer(Optimizer):
     def _check_groups(self) -> None:
         name = type(self).__name__
         for g, group in enumerate(self.param_groups):
-            for k in sorted(group.keys() & {*self.options.start}):
+            for k in sorted(group.keys() & self._names):
                 raise ValueError(f"{name}: param group {g}: {k} is the same for all groups, give it to {name} itself")
             for p in group["params"]:
                 if not p.dtype.is_floating_point:
@@ -162,18 +168,38 @@ class RuleOptimizer(Optimizer):
             raise ValueError(f"{name}: {names} lie in the same memory: give the optimizer one of them, and tie modules "
                              "by sharing the Parameter itself")  # fmt: skip
 
+    def _find_owners(self, groups: list[dict[str, Any]]) -> list[int] | None:
+        """Of each parameter of the groups, which row of the learned values is its own. New ones begin at the start."""
+        scope = self.options.scope
+        if scope == "global" or not self.learned:
+            return None
+        before = {id(owner): row for row, owner in enumerate(self._owners)}
+        params = [(group, p) for group in self.param_groups for p in group["params"]]
+        self._owners = [*self.param_groups] if scope == "group" else [p for _, p in params]
+        if [*before] != [*map(id, self._owners)]:
+            begin = self._scalars.q.new_tensor([self.options.start[k] for k in self.learned])
+            new = {"q": begin, "q_applied": begin, "momentum": begin * 0, "h": begin * math.nan}
+            for name, value in new.items():
+                old = getattr(self._scalars, name)
+                rows = [old[before[id(o)]] if id(o) in before else value for o in self._owners]
+                new[name] = torch.stack(rows) if rows else begin.expand(0, -1)
+            self._scalars = self._scalars._replace(**new)
+        row = {id(owner): i for i, owner in enumerate(self._owners)}
+        return [row[id(group if scope == "group" else p)] for group in groups for p in group["params"]]
+
     def _add_buckets(self, groups: list[dict[str, Any]]) -> None:
         self._check_groups()
+        owners = self._find_owners(groups)
         for kind in dict.fromkeys(Kind.of(p) for group in groups for p in group["params"]):
             half = self.options.half
-            self.buckets.append(Bucket(groups, kind, self.State, self.fields, half, learning=bool(self.learned)))
+            self.buckets.append(Bucket(groups, kind, self.State, self.fields, half, bool(self.learned), owners))
             self._show_state(self.buckets[-1])
         self._layout = self._current_layout()
 
     def _current_layout(self) -> Any:
         """What a step relies on, by identity: groups, their parameters, the tensors in their state."""
-        start, state = self.options.start.keys(), self.state
-        groups = [(id(g), start.isdisjoint(g), [*map(id, g["params"])]) for g in self.param_groups]
+        state = self.state
+        groups = [(id(g), self._names.isdisjoint(g), [*map(id, g["params"])]) for g in self.param_groups]
         return groups, len(state), [[*map(id, state.get(p, {}).values())] for b in self.buckets for p in b.params]
 
     def _follow_edits(self) -> None:
@@ -227,7 +253,7 @@ class RuleOptimizer(Optimizer):
             b.sync_param_groups()
 
         if self._needs_norm:
-            sums = self._total({b: self._run("hypergradient", b, self._scalars, b.rows) for b in buckets})
+            sums = self._total({b: self._sums(b) for b in buckets})
             self._scalars = self._run("judge", None, self._scalars, sums[-1])
             if self.options.order == "coefficients_first":
                 self._learn_from(sums[:-1])
@@ -235,7 +261,7 @@ class RuleOptimizer(Optimizer):
             columns = self._run("update", b, self._scalars, b.rows)
             torch._foreach_copy_([b.rows.t, b.rows.has_pending, b.rows.lr_applied], columns)
             b.write_back()
-            torch.autograd.graph.increment_version(b.params)  # a graph that still needs the old ones says so
+            torch.autograd.graph.increment_version(b.params)  # backward through a graph that saved old ones raises
         if self._needs_norm:
             now = self._scalars
             self._scalars = now._replace(
@@ -245,6 +271,11 @@ class RuleOptimizer(Optimizer):
             if self.options.order == "weights_first":
                 self._learn_from(sums[:-1])
         return loss
+
+    def _sums(self, b: Bucket) -> Tensor:
+        """The bucket's hypergradients, flat, and |g|^2."""
+        sums = self._run("hypergradient", b, self._scalars, b.rows)
+        return sums if b.rows.owner is None else self._step.per_owner(self._scalars, sums, b.rows.owner)
 
     def _total(self, sums: dict[Bucket, Tensor]) -> Tensor:
         """The buckets' sums, added up: K + 1 numbers, the only ones that processes with shards exchange."""
@@ -271,15 +302,25 @@ class RuleOptimizer(Optimizer):
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """Value of each coefficient, learned or not."""
-        learned = dict(zip(self.learned, self._scalars.q.tolist(), strict=True))
+        """Value of each coefficient, learned or not; with another scope than "global" the mean over its owners."""
+        learned = self._means(self._scalars.q)
         fixed = dict(zip(self.options.fixed, self._scalars.fixed.tolist(), strict=True))
         return {k: learned[k] if k in learned else fixed[k] for k in (*self.table, *learned) if k in learned | fixed}
 
     @property
     def hypergradients(self) -> dict[str, float]:
         """Derivative of the last loss with respect to each learned coefficient, before the clamp; NaN before step 2."""
-        return dict(zip(self.learned, self._scalars.h.tolist(), strict=True))
+        return self._means(self._scalars.h)
+
+    @property
+    def coefficients_by_owner(self) -> list[dict[str, float]]:
+        """Learned coefficients of each param group (scope="group"), or of each parameter in the groups' order
+        (scope="tensor"); with scope="global" those of all."""
+        rows = self._scalars.q if self._owners else self._scalars.q[None]
+        return [dict(zip(self.learned, row, strict=True)) for row in rows.tolist()]
+
+    def _means(self, values: Tensor) -> dict[str, float]:
+        return dict(zip(self.learned, (values.mean(0) if self._owners else values).tolist(), strict=True))
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -295,7 +336,7 @@ class RuleOptimizer(Optimizer):
         """For copy.deepcopy and pickle: all but what is compiled or made by others, such as hooks and the `step` that a
         scheduler wrapped, as in torch.optim."""
         made_by_torch = super().__getstate__() | {"state": defaultdict(dict)}  # the buckets hold the state
-        ours = ("options", "learned", "fields", "buckets", "_device", "_hyper", "_scalars",
+        ours = ("options", "learned", "fields", "buckets", "_owners", "_device", "_hyper", "_scalars",
                 "_needs_norm", "_compiled")  # fmt: skip
         return made_by_torch | {k: self.__dict__[k] for k in ours}
 
@@ -308,6 +349,7 @@ class RuleOptimizer(Optimizer):
 
     def _prepare(self) -> None:
         """What is made anew in a copy."""
+        self._names = {*self.table, *self.constants}
         self._step = Step(type(self), self.options)
         self._passes: dict[Any, CompiledPass] = {}
 
@@ -315,7 +357,7 @@ class RuleOptimizer(Optimizer):
         """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
         it. In `state` a matrix is a view in the parameter's shape (a DTensor where that is one), a column one number.
         """
-        known = {"rule": self.advance.__qualname__, "learned": list(self.learned)}
+        known = {"rule": self.advance.__qualname__, "learned": list(self.learned), "scope": self.options.scope}
         scalars = known | self._scalars._asdict()
         del scalars["fixed"]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -330,6 +372,8 @@ class RuleOptimizer(Optimizer):
         values of fixed coefficients and the hyper rates stay those of this optimizer. Raises ValueError if the state is
         that of another rule or other parameters."""
         name = type(self).__name__
+        with torch.no_grad():
+            self._follow_edits()
         if "scalars" not in state_dict:
             raise ValueError(f"{name}: this state is not of one of these optimizers: {sorted(state_dict)}")
         if state_dict["scalars"]["rule"] != self.advance.__qualname__:
@@ -337,6 +381,9 @@ class RuleOptimizer(Optimizer):
         learned = state_dict["scalars"]["learned"]
         if learned != list(self.learned):
             raise ValueError(f"{name}: this state learned {learned}, this optimizer learns {list(self.learned)}")
+        scope = state_dict["scalars"]["scope"]
+        if scope != self.options.scope:
+            raise ValueError(f"{name}: this state has scope {scope!r}, this optimizer {self.options.scope!r}")
         ours, theirs = ([len(g["params"]) for g in d["param_groups"]] for d in (super().state_dict(), state_dict))
         if ours != theirs:
             raise ValueError(f"{name}: param groups of {theirs} parameters do not fit groups of {ours}")

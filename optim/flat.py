@@ -106,6 +106,7 @@ class Rows(NamedTuple):
     lr_applied: Tensor  # learning rate with which the current x was made
     active: Tensor  # bool: the parameter has a gradient at this step
     has_pending: Tensor  # bool: the parameter has a pending gradient
+    owner: Tensor | None  # (R,) row of its coefficients' values in Scalars; None where all parameters share one value
 
 
 class Bucket:
@@ -116,17 +117,20 @@ class Bucket:
 
     @torch.no_grad()
     def __init__(self, groups: Sequence[dict[str, Any]], kind: Kind, state: Any, fields: Sequence[str],
-                 half: Set[str], learning: bool) -> None:  # fmt: skip
+                 half: Set[str], learning: bool, owners: Sequence[int] | None = None) -> None:  # fmt: skip
+        """`owners`: of each parameter in the groups, which row of the coefficients' values is its own."""
         device, dtype = self.device, self.dtype = kind.device, kind.dtype
         self.process_groups, self.copied = kind.process_groups, kind.copied
         self.params: list[Tensor] = []
         self.spans: list[tuple[int, int]] = []  # rows of each parameter
         self.group_spans: list[tuple[dict[str, Any], int, int]] = []  # rows of each group
-        end = 0
+        end, owner, given = 0, [], iter(owners or ())
         for group in groups:
             start = end
             for p in group["params"]:
+                its_owner = next(given, 0)
                 if Kind.of(p) == kind:
+                    owner += [its_owner] * -(-part(p).numel() // WIDTH)
                     self.params.append(p)
                     self.spans.append((end, end := end + -(-part(p).numel() // WIDTH)))
             self.group_spans.append((group, start, end))
@@ -144,6 +148,7 @@ class Bucket:
         self.rows = Rows(
             matrix(dtype), matrix(dtype), pending, state(*(states.get(field) for field in state._fields)),
             *(column(compute) for _ in range(4)), *(column(torch.bool) for _ in range(2)),
+            None if owners is None else torch.tensor(owner + [0] * (height - end), device=device),
         )  # fmt: skip
         self.strides = [torch.empty_like(part(p), device="meta").stride() for p in self.params]  # dense
         self._group_values: list[Any] = [None] * len(self.group_spans)

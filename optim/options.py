@@ -11,9 +11,10 @@ import torch
 from .rule import Coefficient
 
 ORDERS = ("coefficients_first", "weights_first")
+SCOPES = ("global", "group", "tensor")
 KEYWORDS = (
     "lr", "weight_decay", "hyper_lr", "hyper_momentum", "hyper_start", "hyper_clip", "order", "max_grad_norm", "half",
-    "box", "compile",
+    "box", "scope", "compile",
 )  # fmt: skip
 FROM_ELSEWHERE = {  # keywords of other libraries' optimizers, and what takes their place here
     "betas": "write beta1=..., beta2=...",
@@ -22,8 +23,8 @@ FROM_ELSEWHERE = {  # keywords of other libraries' optimizers, and what takes th
     "nesterov": "use Adan",
     "maximize": "minimize the negative loss",
     "clipnorm": "write max_grad_norm=...",
-    "foreach": "leave it out, every step is one kernel",
-    "fused": "leave it out, every step is one kernel",
+    "foreach": "leave it out, the step is fused",
+    "fused": "leave it out, the step is fused",
     "capturable": "leave it out, the step never waits for the device",
     "differentiable": "hyper_lr={...} differentiates the step",
 }
@@ -39,6 +40,7 @@ class Options:
     hyper_lr   their rates; hyper_momentum  their momenta
     fields     fields of the rule's State that are kept; the others are idle
     half       names of the states, and "pending", kept in bfloat16
+    scope      who shares the value of a learned coefficient: all parameters, those of a group, or nobody
     """
 
     table: Mapping[str, Coefficient]
@@ -52,6 +54,7 @@ class Options:
     max_grad_norm: float | None
     fields: tuple[str, ...]
     half: frozenset[str]
+    scope: str = "global"
 
     @property
     def fixed(self) -> tuple[str, ...]:
@@ -75,7 +78,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: Mapping[str, float] | None = None,
           hyper_momentum: float | Mapping[str, float] = 0.0, hyper_start: int = 0, hyper_clip: float = 10.0,
           order: str = "coefficients_first", max_grad_norm: float | None = None, half: Iterable[str] = (),
-          box: Mapping[str, tuple[float, float]] | None = None, compile: bool | None = None,
+          box: Mapping[str, tuple[float, float]] | None = None, scope: str = "global", compile: bool | None = None,
           **values: Any) -> Options:  # fmt: skip
     """The options of `rule`, a subclass of RuleOptimizer, by its constructor's keywords. Raises ValueError."""
     coefficients = [*rule.table, "lr"]
@@ -94,6 +97,8 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: Map
         raise ValueError(f"half: no state {field!r}, it has {', '.join(rule.State._fields)}")
     if order not in ORDERS:
         raise ValueError(f"order = {order!r} must be one of {', '.join(ORDERS)}")
+    if scope not in SCOPES:
+        raise ValueError(f"scope = {scope!r} must be one of {', '.join(SCOPES)}")
 
     refuse_outside("lr", lr, 0)
     refuse_outside("weight_decay", weight_decay, 0)
@@ -125,7 +130,7 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: Map
     return Options(
         table=table, start=start, learned=learned, hyper_lr=hyper_lr, hyper_momentum=hyper_momentum,
         hyper_start=hyper_start, hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm,
-        fields=tuple(f for f in rule.State._fields if f not in idle), half=half,
+        fields=tuple(f for f in rule.State._fields if f not in idle), half=half, scope=scope,
     )  # fmt: skip
 
 

@@ -1,4 +1,8 @@
-"""What the engine computes in a step: pure functions of tensors, each compiled into one kernel (compiled.py)."""
+"""What the engine computes in a step: functions of tensors, each compiled into one pass over memory (compiled.py).
+
+They change nothing in place, but for `update`'s copy_. t is 0 in rows that had no gradient yet: what comes of it, NaN
+too, is thrown away by `where`.
+"""
 
 from collections import namedtuple
 from collections.abc import Iterable
@@ -12,33 +16,36 @@ from .options import Options
 
 
 class Scalars(NamedTuple):
-    """What changes from step to step besides the rows: 0-D tensors, and one value per learned coefficient (K,)."""
+    """All numbers of a step that belong to no row: of K learned coefficients and F fixed ones, and 0-D tensors.
 
-    fixed: Tensor  # coefficients and constants that are not learned; never changes
-    q: Tensor  # learned coefficients after the last step
-    q_applied: Tensor  # those that made x
-    momentum: Tensor
-    h: Tensor  # hypergradients
+    Where not all parameters share a value, q, q_applied, momentum and h are (owners, K), not (K,).
+    """
+
+    fixed: Tensor  # (F,) coefficients and constants that are not learned; the same at every step
+    q: Tensor  # (K,) learned coefficients after the last step
+    q_applied: Tensor  # (K,) those that made x
+    momentum: Tensor  # (K,) buffer of the coefficients' SGD
+    h: Tensor  # (K,) hypergradients
     norm: Tensor  # of the gradient, before clipping
     clip: Tensor  # factor that clips this gradient
     clip_applied: Tensor  # factor that clipped the pending gradient
-    accept: Tensor  # whether this step counts: its gradient is finite
-    steps: Tensor  # that counted
-    skipped: Tensor  # steps in a row that did not
-    lr_start: Tensor  # what a learned lr is measured by
+    accept: Tensor  # bool: this step counts, its gradient is finite
+    steps: Tensor  # int64: steps that counted
+    skipped: Tensor  # int64: steps in a row, up to this one, that did not count
+    lr_start: Tensor  # where a learned lr started: directions are scaled by lr / lr_start
 
 
 class Hyper(NamedTuple):
-    """The coefficients' own optimizer, one value per learned coefficient (K,)."""
+    """The coefficients' own optimizer, one value for each that is learned (K,)."""
 
     rate: Tensor
-    decay: Tensor
+    mu: Tensor  # momentum; weight decay is Rows.decay
     low: Tensor
     high: Tensor
 
 
 class Step:
-    """The functions for a rule with these options. Pure but for the copy_s of `update`."""
+    """The functions for a rule with these options."""
 
     def __init__(self, rule: Any, options: Options) -> None:
         self.rule, self.options = rule, options
@@ -54,17 +61,33 @@ class Step:
         return direction, s
 
     def hypergradient(self, now: Scalars, rows: Rows) -> Tensor:
-        """(K + 1,): the hypergradients <g, d x / d q> of the coefficients that made x, and |g|^2. Reads only."""
+        """The hypergradients <g, d x / d q> of the coefficients that made x, (K,), and |g|^2 behind them; reads only.
+        Where parameters have owners, the (K, R) sums over each row instead: `per_owner` adds them up."""
         t, dtype = rows.t, rows.t.dtype
         g, s = rows.g.to(dtype), self._cast(rows.state, dtype)
         columns = [torch.where(rows.active, (g * g).sum((1, 2), keepdim=True), 0)]
         if rows.pending is not None:
             p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
-            q = now.q_applied.to(dtype).expand(len(t), 1, -1).split(1, dim=-1)  # one copy a row: summed by row first
+            q = now.q_applied.to(dtype)
+            q = q.expand(len(t), 1, -1) if rows.owner is None else q[rows.owner].unsqueeze(1)
+            q = q.split(1, dim=-1)  # (R, 1, 1): so the vjp sums within rows
             vjp = torch.func.vjp(lambda *q: self._advance(now, q, s, p, t)[0], *q)[1]
             made = rows.active & rows.has_pending  # elsewhere x was not made by the pending gradient
             columns = [torch.where(made, -rows.lr_applied * h, 0) for h in vjp(g)] + columns
+        if rows.owner is not None:
+            return torch.stack([column.reshape(-1) for column in columns])
         return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
+
+    def per_owner(self, now: Scalars, sums: Tensor, owner: Tensor) -> Tensor:
+        """From (K + 1, R) sums over rows, the hypergradients of each owner, flat, and |g|^2 behind them."""
+        sums = sums.to(now.clip.dtype)
+        h = torch.zeros_like(now.q).index_add_(0, owner, sums[:-1].T)
+        return torch.cat([h.reshape(-1), sums[-1:].sum(1)])
+
+    def _by_row(self, q: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        """Each learned coefficient as a scalar, or as a column where parameters have owners."""
+        q = q.to(rows.t.dtype)
+        return q.unbind() if rows.owner is None else q[rows.owner].unsqueeze(1).split(1, dim=-1)
 
     def judge(self, now: Scalars, square: Tensor) -> Scalars:
         """From |g|^2: whether the step counts, and the factor that clips it."""
@@ -78,9 +101,9 @@ class Step:
 
     def learn(self, now: Scalars, hyper: Hyper, h: Tensor) -> Scalars:
         """q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
-        h = torch.where(now.steps > 1, h, float("nan"))  # no coefficients made the first x
+        h = torch.where(now.steps > 1, h.view_as(now.q), float("nan"))  # no coefficients made the first x
         moves = now.accept & torch.isfinite(h) & (now.steps > self.options.hyper_start)
-        momentum = hyper.decay * now.momentum + h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
+        momentum = hyper.mu * now.momentum + h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
         momentum = torch.where(moves, momentum, now.momentum)
         q = torch.where(moves, torch.clamp(now.q - hyper.rate * momentum, hyper.low, hyper.high), now.q)
         return now._replace(q=q, momentum=momentum, h=h)
@@ -90,13 +113,13 @@ class Step:
         t, dtype, active = rows.t, rows.t.dtype, rows.active & now.accept
         s = self._cast(rows.state, dtype)
         clipped = rows.g.to(dtype) * now.clip.to(dtype)
-        q = now.q.to(dtype).unbind()
+        q = self._by_row(now.q, rows)
         if rows.pending is None:
             direction, new = self._advance(now, q, s, clipped, t + 1)
             new = self._keep(active, new, s)
         else:  # the pending gradient enters the states, with the coefficients that made x of it, and g becomes pending
             p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
-            _, new = self._advance(now, now.q_applied.to(dtype).unbind(), s, p, t)
+            _, new = self._advance(now, self._by_row(now.q_applied, rows), s, p, t)
             new = self._keep(rows.has_pending & now.accept, new, s)
             direction, _ = self._advance(now, q, new, clipped, t + 1)
             rows.pending.copy_(torch.where(active, rows.g, rows.pending))

@@ -37,7 +37,7 @@ def listening() -> Iterator[None]:
 
 
 def between_steps_only() -> None:
-    """From now on, signals only set the flag."""
+    """From now on, signals only set the flag: the run stops between two steps."""
     global _at_boundaries
     _at_boundaries = True
 

@@ -69,7 +69,8 @@ def draw_band(axes: Any, curves: Sequence[dict[int, float]], color: str, label: 
     centre = mean_curve([curve for curve in curves if curve])
     if not centre:
         return
-    axes.plot(list(centre), list(centre.values()), color=color, linewidth=1.5, label=label, marker=".")
+    marker = "." if len(centre) < 30 else None
+    axes.plot(list(centre), list(centre.values()), color=color, linewidth=1.5, label=label, marker=marker)
     if len(curves) > 1:
         width = mean_curve(curves, spread)
         low, high = ([centre[step] + sign * width[step] for step in centre] for sign in (-1, 1))

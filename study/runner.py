@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -24,8 +25,19 @@ class Runner:
     def __init__(self, root: Path, environment: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.environment = dict(environment or {})
+        self._lock: int | None = None
         self._running: set[subprocess.Popen[bytes]] = set()
         self._ending = threading.Event()  # set: what runs is to end, and nothing else begins
+
+    def lock(self, path: Path) -> None:
+        """Wait until no other process has this lock, and no command that one left running when it was killed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another command, or what one left running, works in {path.parent}: waiting for its end", flush=True)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def share_cores(self, jobs: int) -> None:
         """Give each of `jobs` commands its part of the cores, unless OMP_NUM_THREADS says how many."""
@@ -41,7 +53,7 @@ class Runner:
         with log.open("a", encoding="utf-8") as file:
             variables = {**os.environ, **self.environment}
             with subprocess.Popen(command, cwd=self.root, stdout=file, stderr=subprocess.STDOUT, env=variables,
-                                  process_group=0) as process:  # fmt: skip
+                                  process_group=0, pass_fds=[self._lock] if self._lock else []) as process:  # fmt: skip
                 self._running.add(process)
                 if self._ending.is_set():  # since before it was added
                     self.end()
@@ -62,7 +74,7 @@ class Runner:
 
     @contextlib.contextmanager
     def ending_on_signals(self) -> Iterator[Runner]:
-        """SIGINT, SIGTERM and SIGHUP end the commands under way and raise KeyboardInterrupt here."""
+        """SIGINT, SIGTERM and SIGHUP end the commands under way and raise KeyboardInterrupt here; at last, unlock."""
 
         def end(*_: object) -> None:
             self.end()
@@ -75,6 +87,8 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if self._lock is not None:
+                os.close(self._lock)
 
     def execute(
         self,
