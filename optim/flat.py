@@ -146,9 +146,10 @@ class Bucket:
         pending = matrix(torch.bfloat16 if "pending" in half else dtype) if learning else None
         states = {field: matrix(torch.bfloat16 if field in half else compute) for field in fields}
         self.rows = Rows(
-            matrix(dtype), matrix(dtype), pending, state(*(states.get(field) for field in state._fields)),
-            *(column(compute) for _ in range(4)), *(column(torch.bool) for _ in range(2)),
-            None if owners is None else torch.tensor(owner + [0] * (height - end), device=device),
+            x=matrix(dtype), g=matrix(dtype), pending=pending, state=state(*map(states.get, state._fields)),
+            t=column(compute), lr=column(compute), decay=column(compute), lr_applied=column(compute),
+            active=column(torch.bool), has_pending=column(torch.bool),
+            owner=None if owners is None else torch.tensor(owner + [0] * (height - end), device=device),
         )  # fmt: skip
         self.strides = [torch.empty_like(part(p), device="meta").stride() for p in self.params]  # dense
         self._group_values: list[Any] = [None] * len(self.group_spans)
