@@ -199,7 +199,8 @@ class Sweep:
                 rate = settings["learning_rate"] = f"{float(rate[1:]) * own * share:.6g}"
             ratio = self.files["min_lr"] / own if {"min_lr", "learning_rate"} <= self.files.keys() else MIN_LR_RATIO
             settings.setdefault("min_lr", f"{float(rate) * ratio:.6g}")
-        parts = [settings[name] if name == "optimizer" else f"{name}={settings[name]}" for name in self.named]
+        named = sorted(self.named, key=lambda name: name == "seed")  # last
+        parts = [settings[name] if name == "optimizer" else f"{name}={settings[name]}" for name in named]
         name = re.sub(r"[^\w.,=+-]", "_", ",".join(parts)) or "run"
         return Trial(settings, self.out / name)
 
