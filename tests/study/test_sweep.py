@@ -95,7 +95,7 @@ def test_a_sweep_runs_the_product_names_what_differs_and_compares(folder: Path, 
     assert sweep.main(["a.py", "--optimizer=adam,lion,mada", "--learning_rate=x0.5,x1", "--seed=1..3", "--jobs=2"]) == 0
     out = capsys.readouterr().out
     assert "18 runs in out/sweep, 0 ended before, 18 to go, 2 at a time" in out and re.search(r"about \d+ min", out)
-    names = {path.name for path in Path("out/sweep").iterdir() if path.is_dir()} - {".probe"}
+    names = {path.name for path in Path("out/sweep").iterdir() if path.is_dir()}
     assert len(names) == 18 and {"lion,learning_rate=0.0005,seed=1", "adam,learning_rate=0.002,seed=3"} <= names
     config = json.loads(Path("out/sweep/lion,learning_rate=0.0005,seed=1/config.json").read_text())["config"]
     assert config["min_lr"] == pytest.approx(0.00005)  # keeps its ratio
@@ -135,7 +135,7 @@ def test_another_runs_folder_is_refused(folder: Path, capsys) -> None:
 def test_a_plan_runs_nothing_but_a_probe(folder: Path, capsys) -> None:
     assert sweep.main(["a.py", "--seed=1..4", "--plan"]) == 0
     assert "4 to go" in capsys.readouterr().out
-    assert [path.name for path in Path("out/sweep").iterdir() if path.is_dir()] == [".probe"]
+    assert [path.name for path in Path("out/sweep").iterdir()] == [".lock"]  # the probe's folder is gone
 
 
 def test_a_file_of_runs(folder: Path, capsys) -> None:
