@@ -18,6 +18,7 @@ import json
 import math
 import random
 import re
+import shutil
 import statistics
 import sys
 import time
@@ -67,8 +68,6 @@ def main(argv: Sequence[str]) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
 
-
-# --------------------------------------------------------------------------------------------------------- settings
 
 
 def lists_of(arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -129,8 +128,6 @@ def steps_done(folder: Path) -> int:
     return int(first) if first.isdigit() else 0
 
 
-# ---------------------------------------------------------------------------------------------------------- the runs
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -159,8 +156,7 @@ class Sweep:
         if self.options.tune:
             lists.setdefault("seed", ["1", "2"])
         self.named = [name for name, values in lists.items() if len(values) > 1]
-        points = self.points(lists)
-        trials = [self.trial(point) for point in points]
+        trials = [self.trial(point) for point in self.points(lists)]
         self.say_plan(trials)
         if self.options.plan:
             return 0
@@ -199,13 +195,10 @@ class Sweep:
                 rate = settings["learning_rate"] = f"{float(rate[1:]) * own * share:.6g}"
             ratio = self.files["min_lr"] / own if {"min_lr", "learning_rate"} <= self.files.keys() else MIN_LR_RATIO
             settings.setdefault("min_lr", f"{float(rate) * ratio:.6g}")
-        parts = [settings[name] if name == "optimizer" else f"{name}={settings[name]}" for name in self.named]
+        named = sorted(self.named, key=lambda name: name == "seed")  # last
+        parts = [settings[name] if name == "optimizer" else f"{name}={settings[name]}" for name in named]
         name = re.sub(r"[^\w.,=+-]", "_", ",".join(parts)) or "run"
         return Trial(settings, self.out / name)
-
-    def arguments(self, trial: Trial) -> list[str]:
-        train = [sys.executable, str(ROOT / "train.py"), *self.options.configs]
-        return [*train, *(f"--{name}={value}" for name, value in trial.settings.items())]
 
     def finished(self, trial: Trial) -> bool:
         """Whether the run is at its end, or diverged. Raises RuntimeError if its folder holds another run."""
@@ -217,11 +210,14 @@ class Sweep:
             raise RuntimeError(f"{trial.folder} holds a run with {'; '.join(wrong)}: choose another --out")
         return result.state == "finished" or self.exits.get(trial.folder.name) == DIVERGED
 
-    def train(self, trial: Trial) -> None:
-        """Run it to its end. Raises RuntimeError, with the end of its log, if it failed."""
-        command = [*self.arguments(trial), f"--out_dir={trial.folder}", "--init_from=auto"]
-        code = self.runner.call(command, trial.folder / "log.txt", (0, DIVERGED))
-        self.exits[trial.folder.name] = code
+    def train(self, trial: Trial, **others: Any) -> None:
+        """Run it to its end, with `others` of its settings changed. Raises RuntimeError with the end of its log."""
+        settings = {**trial.settings, "out_dir": trial.folder, "init_from": "auto", **others}
+        command = [sys.executable, str(ROOT / "train.py"), *self.options.configs]
+        command += [f"--{name}={value}" for name, value in settings.items()]
+        code = self.runner.call(command, Path(settings["out_dir"]) / "log.txt", (0, DIVERGED))
+        if not others:
+            self.exits[trial.folder.name] = code
 
     def execute(self, trials: Sequence[Trial]) -> int:
         """Run those that are not finished; the number that failed."""
@@ -233,7 +229,9 @@ class Sweep:
             def ended(name: str, error: BaseException | None) -> None:
                 kind = "failed" if error else "diverged" if self.exits.get(name) == DIVERGED else "finished"
                 ended_so_far[kind] += 1
-                self.save_state()
+                temporary = self.state_path.with_suffix(".tmp")
+                temporary.write_text(json.dumps(self.exits, indent=1) + "\n", encoding="utf-8")
+                temporary.replace(self.state_path)
                 bar.write(f"{sum(ended_so_far.values())}/{len(left)} {name}: {error or kind}", file=sys.stdout)
 
             def tick() -> None:
@@ -244,16 +242,8 @@ class Sweep:
             tasks = {name: partial(self.train, trial) for name, trial in left.items()}
             return self.runner.execute(tasks, self.options.jobs, ended, tick)
 
-    def save_state(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        temporary = self.state_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.exits, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.state_path)
-
     def steps(self, trial: Trial) -> int:
         return int(trial.settings.get("max_iters", self.files.get("max_iters", 100_000)))
-
-    # ------------------------------------------------------------------------------------------------------- the plan
 
     def say_plan(self, trials: Sequence[Trial]) -> None:
         """How many runs, and about how long they take: as long as the finished ones, else by a few steps of the first.
@@ -265,32 +255,28 @@ class Sweep:
         left = [trial for trial in trials if not self.finished(trial)]
         print(f"{len(trials)} runs in {self.out}, {len(trials) - len(left)} ended before, {len(left)} to go, "
               f"{self.options.jobs} at a time", flush=True)  # fmt: skip
-        for trial in left if len(left) <= 40 else [*left[:20], *left[-5:]]:
-            print(f"  {trial.folder.name}")
+        print("".join(f"  {trial.folder.name}\n" for trial in left), end="")
         if not left:
             return
-        known = [read_result(trial.folder).final.get("seconds") for trial in trials if trial not in left]
-        times = [seconds for seconds in known if seconds]
+        ended = [read_result(trial.folder).final for trial in trials if trial not in left]
+        times = [final["seconds"] for final in ended if final]
         each = statistics.mean(times) + 10 if times else self.probe(left[0])
         minutes = each * math.ceil(len(left) / self.options.jobs) / 60
-        print(f"about {minutes:.0f} min, {each:.0f} s a run" + (", and what --tune adds" if self.options.tune else ""),
-              flush=True)  # fmt: skip
+        more = ", and what --tune adds" if self.options.tune else ""
+        print(f"about {minutes:.0f} min, {each:.0f} s a run{more}", flush=True)
 
     def probe(self, trial: Trial) -> float:
         """Seconds that a run takes, from 10 of its steps, its first validation, and the start."""
         folder = self.out / ".probe"
         begun = time.perf_counter()
-        short = {"max_iters": 10, "warmup_iters": 1, "eval_interval": 10, "log_interval": 1, "out_dir": folder}
-        self.runner.call([*self.arguments(trial), *(f"--{key}={value}" for key, value in short.items())],
-                         folder / "log.txt")  # fmt: skip
+        self.train(trial, out_dir=folder, max_iters=10, warmup_iters=1, eval_interval=10, log_interval=1)
         wall = time.perf_counter() - begun
         rows = read_rows(folder / "metrics.csv")
+        shutil.rmtree(folder)
         seconds = [float(row["seconds"] or 0) for row in rows]
         step = statistics.median(after - before for before, after in itertools.pairwise(seconds[:-1]))
         every = int(trial.settings.get("eval_interval", self.files.get("eval_interval", 500)))
         return wall - seconds[-1] + self.steps(trial) * step + (1 + self.steps(trial) / every) * seconds[0]
-
-    # ---------------------------------------------------------------------------------------------------------- --tune
 
     def tune(self, lists: Mapping[str, Sequence[str]], trials: list[Trial]) -> tuple[int, list[Trial]]:
         """Widen each optimizer's grid until its lowest mean loss is inside, then run fresh seeds there.
