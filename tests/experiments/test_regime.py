@@ -80,7 +80,8 @@ def test_the_tables_count_the_seeds_that_agree() -> None:
     ]  # fmt: skip
     assert rows["Figure 5: from (0.9, 0.95, 0): beta3"] == ["0, 0, 0", "+0.006, +0.018, +0.030 (1 of 2)", "",
                                                             "0, 0, 0 (1 of 1)"]  # fmt: skip
-    assert "at the same step, 4 of 6 at 12 (n = 2 to 2), 6 of 6 at 256 (n = 1 to 1); at the end" in verdict
+    assert "at step 500, 4 of 6 at 12, 6 of 6 at 256. At the end" in verdict
+    assert "5 of 6 at 256; not at 256: Figure 5: from (0.9, 0.95, 0): beta3." in verdict
     at_the_end = {row[0]: row[1:] for row in by_fraction.rows}  # there the authors' beta3 has risen
     assert at_the_end["Figure 5: from (0.9, 0.95, 0): beta3"][0] == "0, +0.005, +0.011, +0.081"
     assert at_the_end["Figure 5: from (0.9, 0.95, 0): beta3"][3] == "0, 0, 0, 0 (0 of 1)"
