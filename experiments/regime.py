@@ -1,7 +1,8 @@
 """Figures 5 to 7 at three batch sizes, beside the authors' coefficients: is it the batch that decides their signs?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from runtime.figure import COEFFICIENTS, SYMBOLS
 from study.page import Block, Figure, Table, Text
@@ -23,7 +24,19 @@ COLORS = {12: "#E69F00", 48: "#009E73", 256: "#0072B2"}
 
 Curves = Mapping[str, Sequence[float]]  # "step", and the coefficients at those steps
 Found = Mapping[str, Mapping[int, Sequence[Curves]]]  # by start and batch, one for each seed
-Counts = dict[int, dict[str, tuple[int, int]]]  # by batch and coefficient: seeds that agree, of how many
+
+
+class Outcome(NamedTuple):
+    """How a coefficient's change at a batch compares with the authors' at the last point of a table."""
+
+    start: str
+    name: str
+    same: int  # seeds that agree
+    n: int
+    ratio: float | None  # of our mean change to theirs; None where theirs stays
+
+
+Outcomes = dict[int, list[Outcome]]  # by batch
 
 
 def runs(scale: str) -> Sequence[Training]:
@@ -51,35 +64,43 @@ def agrees(authors: float, ours: float) -> bool:
     return ours * authors > 0 if abs(authors) >= STILL else abs(ours) < NEAR
 
 
-def compare(found: Found, points: Sequence[tuple[float, float]]) -> tuple[list[list[str]], Counts]:
-    """Rows of a table of changes, and how many seeds agree at the last of `points`: [(our step, the authors')]."""
+def compare(found: Found, points: Sequence[tuple[float, float]]) -> tuple[list[list[str]], Outcomes]:
+    """Rows of a table of changes at `points`, [(our step, the authors')], and the outcomes at the last of them."""
     rows: list[list[str]] = []
-    counts: Counts = {}
+    outcomes: Outcomes = {}
     for start, batches in found.items():
         for name in COEFFICIENTS:
-            label = f"{TITLES[start]}: {name}"
             theirs = [change(authors(start), name, there) for _, there in points]
-            row = [label, changes(theirs, name)]
+            row = [f"{TITLES[start]}: {name}", changes(theirs, name)]
             for batch in BATCHES:
                 ours = [[change(curves, name, here) for here, _ in points] for curves in batches.get(batch, ())]
                 if not ours:
                     row.append("")
                     continue
                 same = sum(agrees(theirs[-1], of_a_seed[-1]) for of_a_seed in ours)
-                counts.setdefault(batch, {})[label] = (same, len(ours))
                 means = [mean(values) for values in zip(*ours, strict=True)]
+                ratio = means[-1] / theirs[-1] if abs(theirs[-1]) >= STILL else None
+                outcomes.setdefault(batch, []).append(Outcome(start, name, same, len(ours), ratio))
                 row.append(f"{changes(means, name)} ({same} of {len(ours)})")
             rows.append(row)
-    return rows, counts
+    return rows, outcomes
 
 
-def verdict(counts: Counts) -> str:
-    """Such as "3 of 18 at a batch of 12, 9 of 18 at 48; not at 48: ..."."""
-    parts = [f"{sum(same == n for same, n in by_label.values())} of {len(by_label)} at {batch}"
-             for batch, by_label in sorted(counts.items())]  # fmt: skip
-    largest = max(counts)
-    missing = [label for label, (same, n) in counts[largest].items() if same < n]
-    return ", ".join(parts) + (f"; not at {largest}: {', '.join(missing)}" if missing else "")
+def verdict(outcomes: Outcomes) -> str:
+    """How many agree in every seed, in the median by how much, and which do not."""
+    parts = []
+    for batch, each in sorted(outcomes.items()):
+        seeds = " to ".join(str(n) for n in sorted({min(o.n for o in each), max(o.n for o in each)}))
+        ratios = [o.ratio for o in each if o.ratio is not None]
+        size = f", median of ours / theirs {median(ratios):.2g}" if ratios else ""
+        wrong: dict[str, list[str]] = {}
+        for o in each:
+            if o.same < o.n:
+                wrong.setdefault(TITLES[o.start].partition(":")[0].lower(), []).append(o.name)
+        missing = "; ".join(f"{figure} {', '.join(names)}" for figure, names in wrong.items()) or "none"
+        parts.append(f"at {batch} sequences {sum(o.same == o.n for o in each)} of {len(each)} (n = {seeds}{size}; "
+                     f"not: {missing})")  # fmt: skip
+    return ", ".join(parts)
 
 
 def authors(start: str) -> Curves:
@@ -117,9 +138,9 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             "our batches."
         ),
         Text(
-            "Coefficients (six for each start) whose change has the authors' sign in every seed: "
-            f"at step {STEPS[-1]}, {verdict(same_at_step)}. At the end of the run, {verdict(same_at_end)}. "
-            f"Where the authors' stays (a change below {STILL:g}), ours agrees if it changes by less than {NEAR:g}."
+            f"Coefficients (six a start) whose change has the authors' sign in every seed. At step {STEPS[-1]}: "
+            f"{verdict(same_at_step)}. At the end of the run: {verdict(same_at_end)}. Where the authors' coefficient "
+            f"stays (a change below {STILL:g}), ours agrees if it changes by less than {NEAR:g}."
         ),
         Text(
             f"Changes at steps {', '.join(str(step) for step in STEPS)}, ours and the authors', means over seeds; in "
@@ -146,6 +167,8 @@ def figure(found: Found, steps: int) -> Figure:
                         axes.plot(curves["step"], curves[name], color=COLORS[batch], linewidth=1.1, alpha=0.8)
                 early = [(s, v) for s, v in zip(AUTHORS["steps"], AUTHORS[start][name], strict=True) if s <= steps]
                 axes.plot(*zip(*early, strict=True), "o-", color="black", markersize=3)
+                axes.ticklabel_format(useOffset=False)
+                axes.locator_params(nbins=4)
         for axes, name in zip(panels[0], names, strict=True):
             axes.set_title(SYMBOLS[name])
         for axes in panels[-1]:
@@ -156,7 +179,7 @@ def figure(found: Found, steps: int) -> Figure:
         canvas.legend(loc="outside lower center", ncols=4, frameon=False)
 
     caption = f"Coefficients against steps, one line a seed; the authors' first {steps} steps in black."
-    return Figure("regime", caption, draw, (12, 0.6 + 2.1 * len(found)))
+    return Figure("regime", caption, draw, (9.5, 0.6 + 1.7 * len(found)))
 
 
 EXPERIMENT = Experiment(
