@@ -1,7 +1,8 @@
 """Figures 5 to 7 at three batch sizes, beside the authors' coefficients: is it the batch that decides their signs?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from runtime.figure import COEFFICIENTS, SYMBOLS
 from study.page import Block, Figure, Table, Text
@@ -22,6 +23,20 @@ NEAR = 0.01  # ... and agrees with less than this; the six coefficients lie in [
 COLORS = {12: "#E69F00", 48: "#009E73", 256: "#0072B2"}
 
 Curves = Mapping[str, Sequence[float]]  # "step", and the coefficients at those steps
+Found = Mapping[str, Mapping[int, Sequence[Curves]]]  # by start and batch, one for each seed
+
+
+class Outcome(NamedTuple):
+    """How a coefficient's change at a batch compares with the authors' at the last point of a table."""
+
+    start: str
+    name: str
+    same: int  # seeds that agree
+    n: int
+    ratio: float | None  # of our mean change to theirs; None where theirs stays
+
+
+Outcomes = dict[int, list[Outcome]]  # by batch
 
 
 def runs(scale: str) -> Sequence[Training]:
@@ -49,49 +64,43 @@ def agrees(authors: float, ours: float) -> bool:
     return ours * authors > 0 if abs(authors) >= STILL else abs(ours) < NEAR
 
 
-class View:
-    """The changes of all runs and of the authors' at some points, and which of the last ones agree.
+def compare(found: Found, points: Sequence[tuple[float, float]]) -> tuple[list[list[str]], Outcomes]:
+    """Rows of a table of changes at `points`, [(our step, the authors')], and the outcomes at the last of them."""
+    rows: list[list[str]] = []
+    outcomes: Outcomes = {}
+    for start, batches in found.items():
+        for name in COEFFICIENTS:
+            theirs = [change(authors(start), name, there) for _, there in points]
+            row = [f"{TITLES[start]}: {name}", changes(theirs, name)]
+            for batch in BATCHES:
+                ours = [[change(curves, name, here) for here, _ in points] for curves in batches.get(batch, ())]
+                if not ours:
+                    row.append("")
+                    continue
+                same = sum(agrees(theirs[-1], of_a_seed[-1]) for of_a_seed in ours)
+                means = [mean(values) for values in zip(*ours, strict=True)]
+                ratio = means[-1] / theirs[-1] if abs(theirs[-1]) >= STILL else None
+                outcomes.setdefault(batch, []).append(Outcome(start, name, same, len(ours), ratio))
+                row.append(f"{changes(means, name)} ({same} of {len(ours)})")
+            rows.append(row)
+    return rows, outcomes
 
-    points: [(step of ours, step of the authors')]
-    """
 
-    def __init__(self, found: Mapping[str, Mapping[int, Record]], points: Sequence[tuple[float, float]]) -> None:
-        self.rows: list[list[str]] = []
-        self.same: dict[int, list[int]] = {batch: [] for batch in BATCHES}  # by coefficient: seeds that agree
-        self.of: dict[int, list[int]] = {batch: [] for batch in BATCHES}  # ... of how many
-        for start in STARTS:
-            if any(f"{start}-{batch}" in found for batch in BATCHES):
-                for name in COEFFICIENTS:
-                    self.add(start, name, found, points)
-
-    def add(self, start: str, name: str, found: Mapping[str, Mapping[int, Record]],
-            points: Sequence[tuple[float, float]]) -> None:  # fmt: skip
-        theirs = [change(authors(start), name, step) for _, step in points]
-        row = [f"{TITLES[start]}: {name}", changes(theirs, name)]
-        for batch in BATCHES:
-            curves = [record["curves"] for record in found.get(f"{start}-{batch}", {}).values()]
-            if not curves:
-                row.append("")
-                continue
-            ours = [[change(curve, name, step) for step, _ in points] for curve in curves]
-            same = sum(agrees(theirs[-1], one[-1]) for one in ours)
-            self.same[batch].append(same)
-            self.of[batch].append(len(ours))
-            means = [mean(values) for values in zip(*ours, strict=True)]
-            row.append(f"{changes(means, name)} ({same} of {len(ours)})")
-        self.rows.append(row)
-
-    def verdict(self) -> str:
-        """Such as "3 of 18 at a batch of 12, 9 of 18 at 48"."""
-        parts = []
-        for batch, same in self.same.items():
-            whole = sum(n == of for n, of in zip(same, self.of[batch], strict=True))
-            if same:
-                parts.append(f"{whole} of {len(same)} at {batch} (n = {min(self.of[batch])} to {max(self.of[batch])})")
-        return ", ".join(parts)
-
-    def table(self, point: str) -> Table:
-        return Table([f"change at {point}", "authors", *(f"{batch} sequences" for batch in BATCHES)], self.rows)
+def verdict(outcomes: Outcomes) -> str:
+    """How many agree in every seed, in the median by how much, and which do not."""
+    parts = []
+    for batch, each in sorted(outcomes.items()):
+        seeds = " to ".join(str(n) for n in sorted({min(o.n for o in each), max(o.n for o in each)}))
+        ratios = [o.ratio for o in each if o.ratio is not None]
+        size = f", median of ours / theirs {median(ratios):.2g}" if ratios else ""
+        wrong: dict[str, list[str]] = {}
+        for o in each:
+            if o.same < o.n:
+                wrong.setdefault(TITLES[o.start].partition(":")[0].lower(), []).append(o.name)
+        missing = "; ".join(f"{figure} {', '.join(names)}" for figure, names in wrong.items()) or "none"
+        parts.append(f"at {batch} sequences {sum(o.same == o.n for o in each)} of {len(each)} (n = {seeds}{size}; "
+                     f"not: {missing})")  # fmt: skip
+    return ", ".join(parts)
 
 
 def authors(start: str) -> Curves:
@@ -104,12 +113,15 @@ def changes(values: Sequence[float], name: str) -> str:
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
-    found = by_seed(records, "regime/")
+    seeds = by_seed(records, "regime/")
+    curves = {key: [record["curves"] for record in of_a_batch.values()] for key, of_a_batch in seeds.items()}
+    found: Found = {start: {batch: curves[key] for batch in BATCHES if (key := f"{start}-{batch}") in curves}
+                    for start in STARTS if any(key.startswith(f"{start}-") for key in curves)}  # fmt: skip
     config, parameters = (next(iter(records.values()))[key] for key in ("config", "parameters"))
     steps, total, still = config["max_iters"], AUTHORS["steps"][-1], config["hyper_start"]
-    by_step = View(found, [(step, step) for step in STEPS])
-    by_fraction = View(found, [(part * steps, part * total) for part in FRACTIONS])
-    parts = ", ".join(f"{part:.0%}" for part in FRACTIONS)
+    by_step, same_at_step = compare(found, [(step, step) for step in STEPS])
+    by_fraction, same_at_end = compare(found, [(part * steps, part * total) for part in FRACTIONS])
+    header = ["change of", "authors", *(f"{batch} sequences" for batch in BATCHES)]
     return [
         Text(
             f"{parameters:,} parameters, {config['dataset']}, {config['block_size']} tokens a sequence, {steps:,} "
@@ -126,47 +138,48 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             "our batches."
         ),
         Text(
-            "Coefficients (six for each start) whose change at the last point has the authors' sign in every seed: "
-            f"at the same step, {by_step.verdict()}; at the end of the run, {by_fraction.verdict()}. "
-            f"Where the authors' stays (a change below {STILL:g}), ours agrees if it changes by less than {NEAR:g}."
+            f"Coefficients (six a start) whose change has the authors' sign in every seed. At step {STEPS[-1]}: "
+            f"{verdict(same_at_step)}. At the end of the run: {verdict(same_at_end)}. Where the authors' coefficient "
+            f"stays (a change below {STILL:g}), ours agrees if it changes by less than {NEAR:g}."
         ),
         Text(
-            f"The same steps ({', '.join(str(step) for step in STEPS)}), means over seeds; in brackets, in how many "
-            "seeds the last one agrees:"
+            f"Changes at steps {', '.join(str(step) for step in STEPS)}, ours and the authors', means over seeds; in "
+            "brackets, in how many seeds the last one agrees:"
         ),
-        by_step.table(f"steps {', '.join(str(step) for step in STEPS)}"),
-        Text(f"The same fractions of the run ({parts}):"),
-        by_fraction.table(parts),
+        Table(header, by_step),
+        Text(f"At {', '.join(f'{part:.0%}' for part in FRACTIONS)} of the run, of {steps:,} steps and of {total:,}:"),
+        Table(header, by_fraction),
         figure(found, steps),
     ]
 
 
-def figure(found: Mapping[str, Mapping[int, Record]], steps: int) -> Figure:
-    """A row of panels for each start, a column for each coefficient but gamma, which stays at 1 for the authors."""
+def figure(found: Found, steps: int) -> Figure:
+    """A row of panels for each start, a column for each coefficient but gamma, which the authors' first steps keep."""
     names = [name for name in COEFFICIENTS if name != "gamma"]
 
     def draw(canvas: Any) -> None:
-        panels = canvas.subplots(len(STARTS), len(names), sharex=True)
-        for row, start in zip(panels, STARTS, strict=True):
+        panels = canvas.subplots(len(found), len(names), sharex=True, squeeze=False)
+        for row, (start, batches) in zip(panels, found.items(), strict=True):
             row[0].set_ylabel(TITLES[start].replace(": ", "\n"))
             for axes, name in zip(row, names, strict=True):
-                for batch, color in COLORS.items():
-                    for i, record in enumerate(found.get(f"{start}-{batch}", {}).values()):
-                        curve = record["curves"]
-                        axes.plot(curve["step"], curve[name], color=color, linewidth=1.1, alpha=0.8,
-                                  label=None if i else f"{batch} sequences")  # fmt: skip
+                for batch, of_a_batch in batches.items():
+                    for curves in of_a_batch:
+                        axes.plot(curves["step"], curves[name], color=COLORS[batch], linewidth=1.1, alpha=0.8)
                 early = [(s, v) for s, v in zip(AUTHORS["steps"], AUTHORS[start][name], strict=True) if s <= steps]
-                axes.plot(*zip(*early, strict=True), "o-", color="black", markersize=3, label="authors")
+                axes.plot(*zip(*early, strict=True), "o-", color="black", markersize=3)
+                axes.ticklabel_format(useOffset=False)
+                axes.locator_params(nbins=4)
         for axes, name in zip(panels[0], names, strict=True):
             axes.set_title(SYMBOLS[name])
         for axes in panels[-1]:
             axes.set_xlabel("step")
-        handles = {label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(),
-                                                                               strict=True)}  # fmt: skip
-        canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+        for batch, color in COLORS.items():
+            panels[0, 0].plot([], [], color=color, label=f"{batch} sequences")
+        panels[0, 0].plot([], [], "o-", color="black", markersize=3, label="authors, 480 longer sequences")
+        canvas.legend(loc="outside lower center", ncols=4, frameon=False)
 
     caption = f"Coefficients against steps, one line a seed; the authors' first {steps} steps in black."
-    return Figure("regime", caption, draw, (12, 7))
+    return Figure("regime", caption, draw, (9.5, 0.6 + 1.7 * len(found)))
 
 
 EXPERIMENT = Experiment(
