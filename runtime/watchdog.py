@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 LOST = 4  # exit code when another process hangs or died
-GO_ON = "--init_from=auto goes on from the newest checkpoint"
+GO_ON = "--init_from=auto resumes from the newest checkpoint"
 LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, os))
 
 

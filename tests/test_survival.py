@@ -265,7 +265,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_step(
         wait_for(lambda: begun(tmp_path / "run"))
         os.kill(children(process.pid)[-1] if number == signal.SIGUSR1 else process.pid, number)
         shown = rest_of(process)
-    step = int(re.search(r"train.py: stopped after step (\d+); --init_from=auto goes on", shown)[1])  # type: ignore[index]
+    step = int(re.search(r"train.py: stopped after step (\d+); --init_from=auto resumes", shown)[1])  # type: ignore[index]
     assert [found.step for found in checkpoint.find(tmp_path / "run")] == [step]
     assert "Signal 9" not in shown
     if processes == 1:
@@ -357,7 +357,7 @@ def test_ctrl_c_to_torchrun_ends_every_process_wherever_it_is(small: list[str], 
     assert "Signal 9" not in seen and not any(Path(f"/proc/{pid}").exists() for pid in workers)
     found = [(found.step, found.val_loss) for found in checkpoint.find(tmp_path / "run")]
     if phase == "validation":
-        assert "train.py: stopped after step 6; --init_from=auto goes on" in seen and found == [(6, None)]
+        assert "train.py: stopped after step 6; --init_from=auto resumes" in seen and found == [(6, None)]
     else:
         assert "train.py: stopped before its first step, with nothing new to save" in seen and not found
 
@@ -497,7 +497,7 @@ def test_torchrun_brings_back_a_run_of_which_a_process_hangs_and_one_dies(small:
     assert (tmp_path / "hang").exists() and (tmp_path / "die").exists()
     assert re.search(  # of either process, or both
         r"train.py: \d+ seconds without a step\. rank \d: in step 5, \S+ \(accumulate\); "
-        r"rank \d: in step 5, \S+ \(accumulate\)\. --init_from=auto goes on", done.stderr,
+        r"rank \d: in step 5, \S+ \(accumulate\)\. --init_from=auto resumes", done.stderr,
     )  # fmt: skip
     assert "rank.py:9 (accumulate)" in done.stderr and "Traceback" not in done.stderr
     assert "train.py: rank 0 lost another process in step 8 (" in done.stderr

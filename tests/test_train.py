@@ -360,7 +360,7 @@ def test_an_interrupted_run_says_how_to_go_on(small: list[str], monkeypatch, cap
 
     monkeypatch.setattr(train, "accumulate", interrupt)
     assert train.main(small) == 130
-    assert "--init_from=auto goes on" in capsys.readouterr().err
+    assert "--init_from=auto resumes" in capsys.readouterr().err
 
 
 def test_without_a_compiler_the_run_goes_on_and_says_so(small: list[str], tmp_path: Path) -> None:
