@@ -5,9 +5,12 @@ import fnmatch
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+
+from tqdm import tqdm
 
 import experiments
 from study.runner import Runner
@@ -120,23 +123,42 @@ def make(
         together = [run for run in ready if not run.alone]
         now, at_once = (together, jobs) if together else (ready, 1)  # what is timed has the machine for itself, at last
         runner.share_cores(at_once)
-        failed += runner.execute({run.name: partial(run.execute, runner) for run in now}, at_once, say_ended(now))
+        progress = Progress(now)
+        tasks = {run.name: partial(progress.execute, run, runner) for run in now}
+        with progress.bar:
+            failed += runner.execute(tasks, at_once, progress.end, progress.tick)
         absent = [run for run in absent if run not in now]
     for run in absent:
         print(f"{run.name}: not made, for want of the run that it builds on")
     return int(bool(failed or absent))
 
 
-def say_ended(runs: Sequence[Run]) -> Callable[[str, BaseException | None], None]:
-    """Prints one line for each run at its end."""
-    paths = {run.name: run.path for run in runs}
-    done: list[str] = []
+class Progress:
+    """One line for each run at its end and, on a terminal, how many of the minutes that all are expected to take are
+    over."""
 
-    def ended(name: str, error: BaseException | None) -> None:
-        done.append(name)
-        print(f"{len(done)}/{len(paths)} {name}: {error or f'recorded in {paths[name].relative_to(ROOT)}'}", flush=True)
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = {run.name: run for run in runs}
+        self.begun: dict[str, float] = {}
+        self.ended: list[str] = []
+        total = sum(run.minutes for run in runs)
+        shown = "{l_bar}{bar}| {n:.1f} of about {total:.0f} min of work"
+        self.bar = tqdm(total=total, disable=None, bar_format=shown)
 
-    return ended
+    def execute(self, run: Run, runner: Runner) -> None:
+        self.begun[run.name] = time.monotonic()
+        run.execute(runner)
+
+    def end(self, name: str, error: BaseException | None) -> None:
+        self.ended.append(name)
+        path = self.runs[name].path.relative_to(ROOT)
+        self.bar.write(f"{len(self.ended)}/{len(self.runs)} {name}: {error or f'recorded in {path}'}", file=sys.stdout)
+
+    def tick(self) -> None:
+        over = [self.runs[name].minutes if name in self.ended else
+                min(self.runs[name].minutes, (time.monotonic() - begun) / 60)
+                for name, begun in [*self.begun.items()]]  # fmt: skip
+        self.bar.update(sum(over) - self.bar.n)
 
 
 def show_commands(runner: Runner, absent: Sequence[Run]) -> int:
