@@ -30,9 +30,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-import compare
 from runtime.optimizers import adapt
 from runtime.settings import read_files
+from study import comparison
 from study.runner import DIVERGED, Runner
 from study.runs import differences, read_result, read_rows
 
@@ -165,7 +165,7 @@ class Sweep:
             more, trials = self.tune(lists, trials)
             failed += more
         done = [trial.folder for trial in trials if (trial.folder / "config.json").is_file()]
-        print(compare.write(done, self.out, self.options.baseline))
+        print(comparison.write(done, self.out, self.options.baseline))
         return int(failed > 0)
 
     def points(self, lists: Mapping[str, Sequence[str]]) -> list[Settings]:
@@ -295,7 +295,7 @@ class Sweep:
             trials = trials + wider
         else:
             print(f"an optimum still lies at an edge after {WIDENINGS} widenings: start with another grid")
-        compare.write([trial.folder for trial in trials], self.out / "grid", self.options.baseline)
+        comparison.write([trial.folder for trial in trials], self.out / "grid", self.options.baseline)
         first = max(map(int, lists["seed"])) + 1
         fresh = []
         for best, _ in self.optima(trials, axes, lists):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import compare
+from study import comparison
 from study.runs import group_runs, read_result
 
 CONFIG = {
@@ -71,7 +72,7 @@ def students_p(differences: list[float]) -> tuple[float, float, float]:
 
 
 def test_the_numbers_are_those_of_another_calculation(runs: Path, tmp_path: Path) -> None:
-    said = compare.write([runs], tmp_path / "out")
+    said = comparison.write([runs], tmp_path / "out")
     content = json.loads((tmp_path / "out/compare.json").read_text())
     assert content["baseline"] == "adam" and list(content["differs"]) == ["optimizer"]
     found = {group["label"]: group for group in content["groups"]}
@@ -95,7 +96,7 @@ def test_the_numbers_are_those_of_another_calculation(runs: Path, tmp_path: Path
 
 
 def test_steps_and_seconds_to_the_baselines_loss_are_interpolated(runs: Path, tmp_path: Path) -> None:
-    compare.write([runs], tmp_path / "out")
+    comparison.write([runs], tmp_path / "out")
     found = {group["label"]: group for group in json.loads((tmp_path / "out/compare.json").read_text())["groups"]}
     expected = [50 * (3 - loss) / (3 - 1.4) for loss in ADAM.values()]
     assert found["mada"]["steps_to_baseline"] == pytest.approx(sum(expected) / 5)
@@ -105,23 +106,23 @@ def test_steps_and_seconds_to_the_baselines_loss_are_interpolated(runs: Path, tm
 
 
 def test_the_page_needs_no_other_file_and_shows_the_picture(runs: Path, tmp_path: Path) -> None:
-    compare.write([runs], tmp_path / "out")
+    comparison.write([runs], tmp_path / "out")
     page = (tmp_path / "out/compare.html").read_text()
     assert "data:image/png;base64," in page and "://" not in page and "<td>mada</td>" in page
     assert (tmp_path / "out/compare.png").stat().st_size > 10_000
 
 
 def test_movement_and_advice(runs: Path, tmp_path: Path) -> None:
-    said = compare.write([runs], tmp_path / "out")
+    said = comparison.write([runs], tmp_path / "out")
     assert "Hyper rates, mada: rho +0.01 per 100 steps, h of one sign in 100%" in said
     moved = {g["label"]: g["movement"] for g in json.loads((tmp_path / "out/compare.json").read_text())["groups"]}
     assert moved["adam"] == {} and set(moved["mada"]) == {"rho"}
     assert moved["mada"]["rho"]["net"] == pytest.approx(0.01) and moved["mada"]["rho"]["one_sign"] == 1
-    assert "10 times higher" in compare.hint(compare.Movement(0.001, 0.001, 0.9, False))
-    assert "10 times lower" in compare.hint(compare.Movement(0.01, 0.5, 0.55, False))
-    assert "noise" in compare.hint(compare.Movement(0.0, 0.001, 0.5, False))
-    assert "end of its range" in compare.hint(compare.Movement(0.01, 0.01, 0.9, True))
-    assert compare.hint(compare.Movement(0.05, 0.06, 0.9, False)) == ""
+    assert "10 times higher" in comparison.hint(comparison.Movement(0.001, 0.001, 0.9, False))
+    assert "10 times lower" in comparison.hint(comparison.Movement(0.01, 0.5, 0.55, False))
+    assert "noise" in comparison.hint(comparison.Movement(0.0, 0.001, 0.5, False))
+    assert "end of its range" in comparison.hint(comparison.Movement(0.01, 0.01, 0.9, True))
+    assert comparison.hint(comparison.Movement(0.05, 0.06, 0.9, False)) == ""
 
 
 def test_what_cannot_be_compared_is_named_and_left_out(runs: Path, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_what_cannot_be_compared_is_named_and_left_out(runs: Path, tmp_path: Pat
     leave(runs / "longer", [3, 2, 1], last=200, seed=11, max_iters=200)
     leave(runs / "other", [3, 2, 1], seed=12, dataset="letters")
     leave(runs / "twice", [3, 2, 1], seed=1)
-    said = compare.write([runs], tmp_path / "out")
+    said = comparison.write([runs], tmp_path / "out")
     left_out = "\n".join(json.loads((tmp_path / "out/compare.json").read_text())["left_out"])
     for line in ("going: at step 55 of 100", "lost: diverged at step 40", "longer: max_iters=200, not 100 as most have",
                  "other: dataset=letters, not words as most have", "twice: the same settings and seed as"):  # fmt: skip
@@ -156,7 +157,7 @@ def test_groups_are_told_apart_by_as_few_settings_as_needed(tmp_path: Path) -> N
 def test_a_foreign_optimizer_has_no_coefficients_and_is_compared(runs: Path, tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         leave(runs / f"soap-{seed}", [3, 2, 1.3], seed=seed, optimizer="pytorch_optimizer:SOAP", coefficients={})
-    said = compare.write([runs], tmp_path / "out", "SOAP")
+    said = comparison.write([runs], tmp_path / "out", "SOAP")
     assert re.search(r"adam +5 .* \+0\.2633 \[", said)
 
 
