@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.measure import own_options, write
 from runtime import checkpoint
-from runtime.recorder import read_metrics
+from runtime.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAT = 0.03  # largest part by which memory may grow from a life's first third to its last

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.recorder import COLUMNS, read_metrics
+from runtime.records import COLUMNS, read_metrics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. A coefficient has the same colour in all figures.
 COEFFICIENTS = {

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from model import GPT, GPTConfig
 from optim import OPTIMIZERS, RuleOptimizer
-from runtime.recorder import final_coefficients
+from runtime.records import final_coefficients
 from runtime.settings import Adapted, ConfigError, Setting, nearest
 
 DEFAULT = "mada"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.recorder import COLUMNS, read_metrics
+from runtime.records import COLUMNS, read_metrics
 
 from .statistics import mean
 

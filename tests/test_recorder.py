@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from runtime import recorder
-from runtime.recorder import MetricsFile, Progress, Wandb, prepare_out_dir, read_metrics, write_config
+from runtime.recorder import MetricsFile, Progress, Wandb, prepare_out_dir, write_config
+from runtime.records import read_metrics
 from runtime.settings import ConfigError
 
 CONFIG = {"wandb_project": "p", "wandb_run_name": None, "max_iters": 10}

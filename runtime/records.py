@@ -1,0 +1,48 @@
+"""What a run left, read back: the rows of metrics.csv, and the coefficients that it ended with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from runtime.settings import ConfigError
+
+COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv as text, without an incomplete last line."""
+    with path.open(newline="", encoding="utf-8") as file:
+        text = file.read()
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
+    """The coefficients at the end of a finished run.
+
+    Args:
+        source: the run's folder, or its record (experiments/records).
+        names: the coefficients of the rule that starts with them; the run must have the same.
+    Raises:
+        ConfigError: the run or record does not exist, is not finished, or has other coefficients.
+    """
+    path = Path(source).expanduser()
+    try:
+        about = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+        last = read_metrics(path / "metrics.csv")[-1] if path.is_dir() else about["final"]
+        config = about.get("config", {})
+        end = config["max_iters"] if path.is_dir() else None
+        found = {name: float(value) for name, value in last.items() if value not in (None, "")
+                 and name not in COLUMNS and "loss" not in name and not name.startswith(("h_", "lr"))}  # fmt: skip
+        rule = f" ({config['optimizer']})" if "optimizer" in config else ""
+    except (OSError, IndexError, KeyError, TypeError, ValueError, AttributeError):
+        raise ConfigError(f"coefficients_from={source!r} is neither the out_dir nor the record of a run") from None
+    if end is not None and int(last["step"]) != end:
+        raise ConfigError(f"coefficients_from={source!r} is at step {last['step']} of {end}: let it finish")
+    if found.keys() != set(names):
+        raise ConfigError(f"coefficients_from={source!r} is a run of another rule{rule}: it has the coefficients "
+                          f"{', '.join(found) or 'none'}, not {', '.join(names) or 'none'}")  # fmt: skip
+    return found
