@@ -148,4 +148,4 @@ def test_a_failing_picture_does_not_change_the_exit_code_of_a_run(small: list[st
     else:
         monkeypatch.setattr(figure, "make_figure", lambda *_: 1 / 0)
     assert train.main([*small, "--max_iters=2"]) == 0
-    assert f"the run is in {tmp_path / 'run'}, no picture: " in capsys.readouterr().out
+    assert f"the run is in {tmp_path / 'run'}, its figure failed: " in capsys.readouterr().out
