@@ -215,7 +215,7 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
 
     recorder = Recorder(dataclasses.asdict(cfg), model, optimizer, world, begin)
     recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
-    for line in filter(None, [no_compiler, *begin.lines(), no_room]):
+    for line in filter(None, [no_compiler, *optimizers.notes(optimizer, cfg), *begin.lines(), no_room]):
         recorder.say(line)
     clock = Clock(begin.seconds, begin.step)
     val_losses = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]

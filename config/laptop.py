@@ -3,7 +3,7 @@
     python train.py config/gpt2_mada.py config/laptop.py --out_dir=out/laptop/mada
 
 The optimizer and its coefficients stay those of the run; model, data, length and learning rate are these, nanoGPT's
-for a laptop. The rate is the same for every optimizer but Lion, whose run asks for a quarter, as in the paper.
+for a laptop. The rate is the same for every optimizer: for Lion add --learning_rate=2.5e-4 --min_lr=2.5e-5, a quarter.
 Expected: see experiments/report.md, which is made of such runs. Cost: three to four minutes on one CPU core.
 """
 

@@ -234,6 +234,15 @@ def learned_and_bytes(cfg: Any) -> tuple[list[str], int]:
     return [], 8  # assumes two moments
 
 
+def notes(optimizer: Any, cfg: Any) -> Iterator[str]:
+    """What a user should know before the first step."""
+    if getattr(optimizer, "_compiled", False):
+        yield "the first step compiles the optimizer: about a minute, or seconds where the compiler's cache has it"
+    if optimizer.learned and cfg.hyper_start * 10 > cfg.max_iters:
+        yield (f"hyper_start={cfg.hyper_start} of max_iters={cfg.max_iters}: in a short run the coefficients learn "
+               "little, set --hyper_start=0 if that is not meant")  # fmt: skip
+
+
 def _torch_optimizers(factory: Any, cfg: Any, groups: list[dict[str, Any]], model: Any) -> list[Any]:
     """One optimizer; two for torch.optim.Muon, which accepts matrices only: AdamW gets the other parameters."""
     keywords: dict[str, Any] = {"lr": cfg.learning_rate, "weight_decay": cfg.weight_decay} | cfg.coefficients

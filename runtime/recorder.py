@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from model import peak_flops
+from runtime.movement import Movement, describe, movement
 from runtime.records import COLUMNS, read_metrics
 from runtime.settings import ConfigError
 
@@ -129,9 +130,9 @@ class MetricsFile:
 
     def write(self, row: Row) -> None:
         self._unwritten += _csv(self._columns, [row]).encode()
-        self._flush()
+        self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
@@ -142,7 +143,7 @@ class MetricsFile:
             self._warned = True
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._file.close()
 
 
@@ -315,6 +316,8 @@ class Recorder:
         """Close the record of a completed run and draw its figure; `entropy` is the corpus's, of single tokens."""
         if not self._active:
             return
+        if moved := self._movements():
+            self.say(f"learned coefficients: {describe(moved)}")
         self.say(f"validation loss {val_loss:.4f} nats per token; unigram entropy of the corpus {entropy:.4f}")
         self.close()
         try:
@@ -323,6 +326,20 @@ class Recorder:
             print(f"the run is in {self._out_dir}, its figure in {draw(self._out_dir)}")
         except Exception as error:  # a figure that fails must not change the exit code of a completed run
             print(f"the run is in {self._out_dir}, its figure failed: {error}")
+
+    def _movements(self) -> dict[str, Movement]:
+        """How far each learned coefficient moved, by its column in metrics.csv."""
+
+        def curve(rows: list[dict[str, str]], column: str) -> dict[int, float]:
+            return {int(row["step"]): float(row[column]) for row in rows if row.get(column)}
+
+        self._metrics.flush()
+        rows, found = read_metrics(self._out_dir / "metrics.csv"), {}
+        for name in self._optimizer.hypergradients:
+            column = "lr_learned" if name == "lr" else name
+            if moved := movement(curve(rows, column), curve(rows, f"h_{name}")):
+                found[column] = moved
+        return found
 
     def close(self) -> None:
         if self._active:

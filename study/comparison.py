@@ -1,17 +1,16 @@
 """The comparison of runs: a table, a picture, a page and JSON (compare.py and sweep.py)."""
 
-import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from runtime.movement import Movement, describe, movement
 from study.page import COLORS, Block, Figure, Table, Text, render, whole_page
 from study.pictures import caption, draw, size
-from study.runs import Group, Grouping, Result, coefficient_columns, group_runs, read_result, shown
+from study.runs import Group, Grouping, coefficient_columns, group_runs, read_result, shown
 from study.statistics import Paired, holm, mean, p_text, paired, spread
 
 
@@ -140,28 +139,13 @@ def introduction(grouping: Grouping, base: Group) -> str:
     return " ".join(parts)
 
 
-@dataclass(frozen=True)
-class Movement:
-    """Of one coefficient, means over the seeds.
-
-    net        from the start to the end of the run, per 100 steps
-    path       sum of the moves between rows of metrics.csv, without their signs, per 100 steps
-    one_sign   share of the rows with a hypergradient whose hypergradient has the more frequent sign
-    at_end     whether it stood still over the last quarter of a run, as at an end of its range
-    """
-
-    net: float
-    path: float
-    one_sign: float
-    at_end: bool
-
-
 def movements(group: Group) -> dict[str, Movement]:
     """{coefficient: its movement} of those that are learned, from the hypergradients that the runs wrote down."""
     found: dict[str, list[Movement]] = {}
     for run in group.runs.values():
         for name in coefficient_columns(run.rows[-1]) if run.rows else ():
-            if moved := movement(run, name):
+            h = run.curve(f"h_{name.removesuffix('_learned')}")
+            if moved := movement(run.curve(name), h):
                 found.setdefault(name, []).append(moved)
     return {
         name: Movement(mean([m.net for m in each]), mean([m.path for m in each]), mean([m.one_sign for m in each]),
@@ -170,47 +154,14 @@ def movements(group: Group) -> dict[str, Movement]:
     }  # fmt: skip
 
 
-def movement(run: Result, name: str) -> Movement | None:
-    """None if the coefficient is not learned, or no hypergradient was written down."""
-    h = [value for value in run.curve(f"h_{name.removesuffix('_learned')}").values() if value]
-    curve = run.curve(name)
-    steps, values = list(curve), list(curve.values())
-    if not h or len(values) < 2:
-        return None
-    hundreds = (steps[-1] - steps[0]) / 100
-    moves = [after - before for before, after in itertools.pairwise(values)]
-    late = [value for step, value in curve.items() if step >= 0.75 * steps[-1]]
-    positive = sum(value > 0 for value in h) / len(h)
-    net, path = (values[-1] - values[0]) / hundreds, sum(map(abs, moves)) / hundreds
-    return Movement(net, path, max(positive, 1 - positive), len(set(late)) == 1 and path > 0)
-
-
-SMALL, LARGE = 0.01, 0.1  # a coefficient's range is about 1: per 100 steps a hundredth is little, a tenth is much
-STEADY, ERRATIC = 0.8, 0.65  # share of hypergradients of one sign
-
-
 def advice(groups: Sequence[Group]) -> list[str]:
     """One line for each group that learns: how far its coefficients moved, and which hyper rates to change."""
     lines = []
     for group in groups:
         moved = movements(group)
         if moved:
-            words = [f"{name} {one.net:+.2g} per 100 steps, h of one sign in {one.one_sign:.0%}" + hint(one)
-                     for name, one in moved.items()]  # fmt: skip
-            lines.append(f"Hyper rates, {group.label}: {'; '.join(words)}.")
+            lines.append(f"Hyper rates, {group.label}: {describe(moved)}.")
     return lines
-
-
-def hint(moved: Movement) -> str:
-    if moved.at_end:
-        return " (it is at an end of its range: its start or its box decides)"
-    if moved.one_sign >= STEADY and moved.path < SMALL:
-        return " (a steady sign, a small move: try a rate 10 times higher)"
-    if moved.path > LARGE and moved.path > 5 * abs(moved.net):
-        return " (back and forth: try a rate 10 times lower)"
-    if moved.one_sign <= ERRATIC and moved.path < SMALL:
-        return " (mostly noise: a higher rate adds noise, not learning)"
-    return ""
 
 
 def aligned(table: Table) -> str:

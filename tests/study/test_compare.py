@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import compare
+from runtime import movement
 from study import comparison
 from study.runs import group_runs, read_result
 
@@ -118,11 +119,11 @@ def test_movement_and_advice(runs: Path, tmp_path: Path) -> None:
     moved = {g["label"]: g["movement"] for g in json.loads((tmp_path / "out/compare.json").read_text())["groups"]}
     assert moved["adam"] == {} and set(moved["mada"]) == {"rho"}
     assert moved["mada"]["rho"]["net"] == pytest.approx(0.01) and moved["mada"]["rho"]["one_sign"] == 1
-    assert "10 times higher" in comparison.hint(comparison.Movement(0.001, 0.001, 0.9, False))
-    assert "10 times lower" in comparison.hint(comparison.Movement(0.01, 0.5, 0.55, False))
-    assert "noise" in comparison.hint(comparison.Movement(0.0, 0.001, 0.5, False))
-    assert "end of its range" in comparison.hint(comparison.Movement(0.01, 0.01, 0.9, True))
-    assert comparison.hint(comparison.Movement(0.05, 0.06, 0.9, False)) == ""
+    assert "10 times higher" in movement.hint(movement.Movement(0.001, 0.001, 0.9, False))
+    assert "10 times lower" in movement.hint(movement.Movement(0.01, 0.5, 0.55, False))
+    assert "noise" in movement.hint(movement.Movement(0.0, 0.001, 0.5, False))
+    assert "end of its range" in movement.hint(movement.Movement(0.01, 0.01, 0.9, True))
+    assert movement.hint(movement.Movement(0.05, 0.06, 0.9, False)) == ""
 
 
 def test_what_cannot_be_compared_is_named_and_left_out(runs: Path, tmp_path: Path) -> None:
