@@ -46,7 +46,7 @@ class RuleOptimizer(Optimizer):
         <name>: start value of a coefficient in the rule's `table`, or value of one of its `constants`
         weight_decay: decoupled, x <- (1 - lr * weight_decay) x
         hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. It
-            may name "lr": the learned rate starts at `lr`, and its ratio to `lr` multiplies the direction (not the decay)
+            may name "lr": the learned rate starts at `lr`, and its ratio to `lr` scales the direction, not the decay
         hyper_momentum: momentum of the coefficients' SGD: a number, or {name: number}
         hyper_start: the coefficients stay for this many steps (skipped ones do not count)
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
