@@ -3,11 +3,12 @@
 import pytest
 
 from experiments import regime
-from experiments.experiment import ROOT, Record
+from experiments.experiment import ROOT, Record, by_seed, records
 from runtime.figure import COEFFICIENTS
 from runtime.optimizers import adapt
 from runtime.settings import read_files
 from study.page import Figure, Table, Text, picture
+from study.statistics import mean
 
 STEPS = [0, 10, 100, 300, 500]
 
@@ -89,3 +90,22 @@ def test_the_tables_count_the_seeds_that_agree() -> None:
     assert at_the_end["Figure 5: from (0.9, 0.95, 0): beta3"][0] == "0, +0.005, +0.011, +0.081"
     assert at_the_end["Figure 5: from (0.9, 0.95, 0): beta3"][3] == "0, 0, 0, 0 (0 of 1)"
     assert len(picture(figure)) > 5000
+
+
+@pytest.mark.parametrize(("name", "sign"), [("beta1", 1), ("rho", 1), ("c", -1)])
+@pytest.mark.parametrize("start", regime.STARTS)
+def test_the_recorded_changes_grow_with_the_batch_in_the_authors_direction(start: str, name: str, sign: int) -> None:
+    found = by_seed(records(regime.runs("laptop")), "regime/")
+    curves = {batch: [one["curves"] for one in found[f"{start}-{batch}"].values()] for batch in regime.BATCHES}
+    at_12, at_48, at_256 = (
+        sign * mean([regime.change(c, name, 500) for c in curves[batch]]) for batch in (12, 48, 256)
+    )
+    assert at_12 < at_48 < at_256 < sign * regime.change(regime.authors(start), name, 500)
+
+
+def test_the_recorded_beta3_of_figure_7_falls_at_12_sequences_and_rises_at_more() -> None:
+    found = by_seed(records(regime.runs("laptop")), "regime/")
+    for batch, sign in ((12, -1), (48, 1), (256, 1)):
+        changes = [regime.change(one["curves"], "beta3", 500) for one in found[f"mada-{batch}"].values()]
+        assert len(changes) >= (1 if batch == 256 else 3)
+        assert all(sign * change > 0 for change in changes)
