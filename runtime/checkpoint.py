@@ -274,9 +274,15 @@ def space_problem(out_dir: str | Path, model: Any, optimizer: Any, keep: int) ->
 
 
 def _paths(out_dir: str | Path) -> list[Path]:
-    """The .pt and .shards that have a json, sorted by step."""
-    names = (path.with_suffix(kind) for path in Path(out_dir).glob("ckpt_*.json") for kind in KINDS)
-    paths = [path for path in names if re.fullmatch(r"ckpt_\d+", path.stem) and path.exists()]
+    """The .pt and .shards that have a json, sorted by step. Raises CheckpointError if the folder cannot be read."""
+    try:
+        listed = set(os.listdir(out_dir or "."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:  # permission denied, a name too long, a loop of links
+        raise CheckpointError(f"{out_dir} cannot be read ({error.strerror})") from None
+    described = [name.removesuffix(".json") for name in listed if re.fullmatch(r"ckpt_\d+\.json", name)]
+    paths = [Path(out_dir, stem + kind) for stem in described for kind in KINDS if stem + kind in listed]
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("ckpt_")))
 
 

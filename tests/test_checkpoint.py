@@ -138,3 +138,11 @@ def test_no_checkpoint_at_all_is_said_so(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*: check out_dir"):
             checkpoint.newest(folder)
+
+
+def test_a_folder_that_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for folder, why in ((tmp_path / ("x" * 300), "File name too long"), (tmp_path / "loop", "symbolic links")):
+        with pytest.raises(CheckpointError, match=f"cannot be read .*{why}"):
+            checkpoint.newest(folder)
+    assert checkpoint.find(tmp_path / "nowhere") == []
