@@ -7,6 +7,7 @@ hypergradient of each learned coefficient as h_<name>. An empty cell was not mea
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import math
@@ -30,7 +31,8 @@ from runtime.records import COLUMNS, read_metrics
 from runtime.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
-RUN_FILES = (".pt", ".shards", ".json", ".csv", ".png", "wandb", "wandb_id")  # suffixes of the files of a run
+RUN_FILES = re.compile(r"metrics\.csv|config\.json|figure\.png|wandb|wandb_id|ckpt_\d+\.[\w.]+|perplexity\.json")
+LOCKS: dict[Path, Any] = {}  # open files that lock the out_dirs of this process; the system unlocks them at its end
 Row = dict[str, float | int | None]
 
 
@@ -68,7 +70,7 @@ def prepare_out_dir(folder: str, keep: int | None) -> None:
         keep: None for a new run, which moves all files of an earlier run; for a run that resumes after a step, this
             step: only later checkpoints, which are damaged or abandoned, are moved.
     Raises:
-        ConfigError: the folder cannot be created or written.
+        ConfigError: the folder cannot be created or written, or another run writes there.
     """
     out_dir = Path(folder)
     try:
@@ -76,8 +78,9 @@ def prepare_out_dir(folder: str, keep: int | None) -> None:
         probe = out_dir / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
-        if keep is None:
-            old = [path for path in out_dir.iterdir() if path.name.endswith(RUN_FILES)]
+        _lock(out_dir)
+        if keep is None:  # files of the user's stay where they are
+            old = [path for path in out_dir.iterdir() if RUN_FILES.fullmatch(path.name)]
         else:
             stems = {path.stem for path in out_dir.glob("ckpt_*") if path.suffix in (".pt", ".shards")
                      and int(re.sub(r"\D", "", path.stem) or 0) > keep}  # fmt: skip
@@ -91,6 +94,24 @@ def prepare_out_dir(folder: str, keep: int | None) -> None:
             print(f"moved {'an earlier run' if keep is None else 'later checkpoints'} in {out_dir} to {previous}")
     except OSError as error:
         raise ConfigError(f"out_dir={folder!r} cannot be written ({error.strerror}): choose another") from None
+
+
+def _lock(out_dir: Path) -> None:
+    """Keep other processes from writing here until this one ends, however it ends. Raises ConfigError, OSError."""
+    path = out_dir.resolve() / ".lock"
+    if path in LOCKS:
+        return
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise ConfigError(f"out_dir={str(out_dir)!r} belongs to a run of {owner}: choose another, or wait") from None
+    file.truncate(0)
+    file.write(f"{platform.node()}, process {os.getpid()}\n")
+    file.flush()
+    LOCKS[path] = file
 
 
 def _replace(path: Path, text: str) -> None:

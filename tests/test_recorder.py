@@ -201,3 +201,32 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, monkeypatch
     for resume in (False, True, False):
         Wandb(tmp_path, CONFIG, resume).close()
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_files_that_no_run_wrote_stay_where_they_are(tmp_path: Path) -> None:
+    theirs = ["results.csv", "notes.json", "photo.png", "model.pt"]
+    for name in [*theirs, "metrics.csv", "ckpt_000003.pt", "ckpt_000003.json"]:
+        (tmp_path / name).write_text(name)
+    prepare_out_dir(str(tmp_path), keep=None)
+    assert {path.name for path in tmp_path.iterdir()} == {*theirs, "previous-1", ".lock"}
+
+
+def test_an_out_dir_belongs_to_one_process_until_it_dies(tmp_path: Path) -> None:
+    holder = """
+import sys, time
+from runtime.recorder import prepare_out_dir
+prepare_out_dir(sys.argv[1], None)
+print("locked", flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", holder, str(tmp_path)]
+    with subprocess.Popen(command, cwd=recorder.ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "locked\n"
+        (tmp_path / "metrics.csv").write_text("step\n")
+        with pytest.raises(ConfigError, match=rf"belongs to a run of .*, process {process.pid}: choose another"):
+            prepare_out_dir(str(tmp_path), keep=None)
+        assert (tmp_path / "metrics.csv").exists()  # not moved away from the run that writes it
+        process.kill()
+    prepare_out_dir(str(tmp_path), keep=None)
+    prepare_out_dir(str(tmp_path), keep=3)  # its own lock, as after a rollback
+    assert (tmp_path / "previous-1" / "metrics.csv").exists()
