@@ -41,8 +41,7 @@ class Config:
     adapt, more_help = staticmethod(optimizers.adapt), staticmethod(optimizers.table)  # hooks of `parse`
     # the run
     out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
-    init_from: Annotated[
-        str, "scratch; resume: out_dir's newest checkpoint; auto: that or scratch; a checkpoint's path"] = "scratch"
+    init_from: Annotated[str, "scratch; resume: out_dir's newest checkpoint; auto: either; or a path"] = "scratch"
     weights: Annotated[
         str | None, "start with these: gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in Hugging Face's format, "
         "which decides n_layer, n_head, n_embd and bias"] = None  # fmt: skip
@@ -55,10 +54,8 @@ class Config:
     always_save_checkpoint: Annotated[bool, "save after each validation, not only after the best so far"] = True
     keep_checkpoints: Annotated[Count, "newest checkpoints kept, besides the best (count)"] = 2
     max_skipped: Annotated[Count, "stop after so many steps in a row with a gradient that is not finite (steps)"] = 20
-    on_spike: Annotated[
-        Literal["log", "stop", "skip"], "skip: go back to the last validation and skip the batches since"] = "log"
-    spike_deviations: Annotated[
-        NonNegative, "a spike is this far above the mean of the last 100 logged losses (their std); 0: none is"] = 7.0
+    on_spike: Annotated[Literal["log", "stop", "skip"], "skip: roll back, then skip the batches since"] = "log"
+    spike_deviations: Annotated[NonNegative, "a spike: above the mean of 100 losses by this (std); 0: none"] = 7.0
     wandb_log: Annotated[bool, "send the metrics to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "project there"] = "nanomada"
     wandb_run_name: Annotated[str | None, "name of the run there; None lets it choose one"] = None
@@ -79,8 +76,11 @@ class Config:
     optimizer: Annotated[str, "a rule (below), or path/to/file.py:ClassName (executed), or package:ClassName"] = "mada"
     coefficients: Annotated[dict[str, Any], "of the rule, at the start, or --NAME=VALUE"] = field(default_factory=dict)
     coefficients_from: Annotated[str | None, "a finished run's out_dir or record, to start with its last ones"] = None
-    hyper_lr: Annotated[dict[str, float], "learning rate of coefficients (per step)"] = field(default_factory=dict)
+    hyper_lr: Annotated[dict[str, float], "of the coefficients, by name or one for all"] = field(default_factory=dict)
     hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
+    hyper_optimizer: Annotated[Literal["sgd", "sign", "adam"], "of the coefficients; the paper's is sgd"] = "sgd"
+    hyper_space: Annotated[Literal["linear", "log"], "log: in -log(1 - beta), logit(weight)"] = "linear"
+    box: Annotated[dict[str, Any], "{NAME: (low, high)}, where a learned one may go"] = field(default_factory=dict)
     hyper_start: Annotated[Natural, "coefficients are not learned until after this step (steps)"] = 0
     hyper_clip: Annotated[float, "hypergradients are clamped to plus and minus this (loss per unit)"] = 10.0
     order: Annotated[Literal["coefficients_first", "weights_first"], "what a step updates first"] = "coefficients_first"

@@ -29,9 +29,10 @@ from torch.optim import Optimizer
 from . import options
 from .compiled import CompiledPass
 from .flat import Bucket, Kind, name_of, overlapping, own_storage, share, whole
+from .hyper import Hyper
 from .options import Options, refuse_outside
 from .rule import Coefficient
-from .step import Hyper, Scalars, Step
+from .step import Scalars, Step
 
 COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
 COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # name in state[p]: field of Rows
@@ -45,9 +46,12 @@ class RuleOptimizer(Optimizer):
         lr: learning rate
         <name>: start value of a coefficient in the rule's `table`, or value of one of its `constants`
         weight_decay: decoupled, x <- (1 - lr * weight_decay) x
-        hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; None: what the rule `learns`. It
-            may name "lr": the learned rate starts at `lr`, and its ratio to `lr` scales the direction, not the decay
-        hyper_momentum: momentum of the coefficients' SGD: a number, or {name: number}
+        hyper_lr: rate of each coefficient that is learned, {"beta1": 1e-4, ...}; a number: for all that the rule
+            `learns` (all that it has, if it learns none); None: what the rule `learns`, at its own rates. It may name
+            "lr": the learned rate starts at `lr`, and its ratio to `lr` scales the direction, not the decay
+        hyper_momentum: momentum of the coefficients' own optimizer: a number, or {name: number}
+        hyper_optimizer: that optimizer: "sgd" (the paper's), "sign" or "adam"; the rates mean other things in each
+        hyper_space: where it moves: "linear", or "log", -log(1 - beta) for decays and the logit for weights in [0, 1]
         hyper_start: the coefficients stay for this many steps (skipped ones do not count)
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
         order: "coefficients_first" (x_t is made with q_t) or "weights_first" (with q_{t-1}, algorithm 1 as printed)
@@ -82,8 +86,10 @@ class RuleOptimizer(Optimizer):
         lr: float = 1e-3,
         *,
         weight_decay: float = 0.0,
-        hyper_lr: Mapping[str, float] | None = None,
+        hyper_lr: float | Mapping[str, float] | None = None,
         hyper_momentum: float | Mapping[str, float] = 0.0,
+        hyper_optimizer: str = "sgd",
+        hyper_space: str = "linear",
         hyper_start: int = 0,
         hyper_clip: float = 10.0,
         order: str = "coefficients_first",
@@ -95,9 +101,9 @@ class RuleOptimizer(Optimizer):
         **values: float,
     ) -> None:
         asked = self.check(
-            lr, weight_decay=weight_decay, hyper_lr=hyper_lr, hyper_momentum=hyper_momentum, hyper_start=hyper_start,
-            hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm, half=half, box=box, scope=scope,
-            **values,
+            lr, weight_decay=weight_decay, hyper_lr=hyper_lr, hyper_momentum=hyper_momentum,
+            hyper_optimizer=hyper_optimizer, hyper_space=hyper_space, hyper_start=hyper_start, hyper_clip=hyper_clip,
+            order=order, max_grad_norm=max_grad_norm, half=half, box=box, scope=scope, **values,
         )  # fmt: skip
         self.options, self.learned, self.fields = asked, asked.learned, asked.fields
         self.buckets: list[Bucket] = []
@@ -118,12 +124,14 @@ class RuleOptimizer(Optimizer):
             vector(asked.hyper_momentum.get(k, 0.0) for k in self.learned),
             vector(asked.table[k].low for k in self.learned),
             vector(asked.table[k].high for k in self.learned),
+            vector(asked.table[k].is_decay for k in self.learned).bool(),
+            vector(asked.table[k].is_weight for k in self.learned).bool(),
         )
         q, one = vector(asked.start[k] for k in self.learned), vector([1.0])[0]
         nan, zero = torch.full_like(one, float("nan")), torch.zeros_like(one, dtype=torch.int64)
         self._scalars = Scalars(
             fixed=vector(asked.start[k] for k in self.options.fixed),
-            q=q, q_applied=q, momentum=torch.zeros_like(q), h=nan.expand_as(q).clone(),
+            q=q, q_applied=q, momentum=torch.zeros_like(q), square=torch.zeros_like(q), h=nan.expand_as(q).clone(),
             norm=nan, clip=one, clip_applied=one, accept=one.bool(), steps=zero, skipped=zero,
             lr_start=vector([float(lr)])[0],
         )  # fmt: skip
@@ -178,7 +186,7 @@ class RuleOptimizer(Optimizer):
         self._owners = [*self.param_groups] if scope == "group" else [p for _, p in params]
         if [*before] != [*map(id, self._owners)]:
             begin = self._scalars.q.new_tensor([self.options.start[k] for k in self.learned])
-            new = {"q": begin, "q_applied": begin, "momentum": begin * 0, "h": begin * math.nan}
+            new = {"q": begin, "q_applied": begin, "momentum": begin * 0, "square": begin * 0, "h": begin * math.nan}
             for name, value in new.items():
                 old = getattr(self._scalars, name)
                 rows = [old[before[id(o)]] if id(o) in before else value for o in self._owners]
@@ -401,5 +409,5 @@ class RuleOptimizer(Optimizer):
         for group, its in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in its.items() if k != "params"})
         scalars = state_dict["scalars"]
-        own = {k: v for k, v in self._scalars._asdict().items() if k != "fixed"}
+        own = {k: v for k, v in self._scalars._asdict().items() if k != "fixed" and k in scalars}  # square is newer
         self._scalars = self._scalars._replace(**{k: scalars[k].to(v).clone() for k, v in own.items()})

@@ -12,9 +12,11 @@ from .rule import Coefficient
 
 ORDERS = ("coefficients_first", "weights_first")
 SCOPES = ("global", "group", "tensor")
+HYPER_OPTIMIZERS = ("sgd", "sign", "adam")
+HYPER_SPACES = ("linear", "log")
 KEYWORDS = (
-    "lr", "weight_decay", "hyper_lr", "hyper_momentum", "hyper_start", "hyper_clip", "order", "max_grad_norm", "half",
-    "box", "scope", "compile",
+    "lr", "weight_decay", "hyper_lr", "hyper_momentum", "hyper_optimizer", "hyper_space", "hyper_start", "hyper_clip",
+    "order", "max_grad_norm", "half", "box", "scope", "compile",
 )  # fmt: skip
 FROM_ELSEWHERE = {  # keywords of other libraries' optimizers, and what takes their place here
     "betas": "write beta1=..., beta2=...",
@@ -55,6 +57,8 @@ class Options:
     fields: tuple[str, ...]
     half: frozenset[str]
     scope: str = "global"
+    hyper_optimizer: str = "sgd"
+    hyper_space: str = "linear"
 
     @property
     def fixed(self) -> tuple[str, ...]:
@@ -75,8 +79,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: Mapping[str, float] | None = None,
-          hyper_momentum: float | Mapping[str, float] = 0.0, hyper_start: int = 0, hyper_clip: float = 10.0,
+def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: float | Mapping[str, float] | None = None,
+          hyper_momentum: float | Mapping[str, float] = 0.0, hyper_optimizer: str = "sgd",
+          hyper_space: str = "linear", hyper_start: int = 0, hyper_clip: float = 10.0,
           order: str = "coefficients_first", max_grad_norm: float | None = None, half: Iterable[str] = (),
           box: Mapping[str, tuple[float, float]] | None = None, scope: str = "global", compile: bool | None = None,
           **values: Any) -> Options:  # fmt: skip
@@ -86,7 +91,7 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: Map
     if hyper_lr is None:
         hyper_lr = {k: rule.table[k].hyper_lr for k in rule.learns}
     if not isinstance(hyper_lr, Mapping):
-        raise ValueError(f"hyper_lr = {hyper_lr!r} must be a dict such as {{'beta1': 1e-4}}")
+        hyper_lr = dict.fromkeys(rule.learns or rule.table, number("hyper_lr", hyper_lr))
     if not isinstance(hyper_momentum, Mapping):
         hyper_momentum = dict.fromkeys(hyper_lr, hyper_momentum)
     refuse_unknown("hyper_lr: ", hyper_lr, coefficients)
@@ -95,10 +100,11 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: Map
     half = frozenset(half)
     for field in half - {*rule.State._fields, "pending"}:
         raise ValueError(f"half: no state {field!r}, it has {', '.join(rule.State._fields)}")
-    if order not in ORDERS:
-        raise ValueError(f"order = {order!r} must be one of {', '.join(ORDERS)}")
-    if scope not in SCOPES:
-        raise ValueError(f"scope = {scope!r} must be one of {', '.join(SCOPES)}")
+    for k, choice, choices in (("order", order, ORDERS), ("scope", scope, SCOPES),
+                               ("hyper_optimizer", hyper_optimizer, HYPER_OPTIMIZERS),
+                               ("hyper_space", hyper_space, HYPER_SPACES)):  # fmt: skip
+        if choice not in choices:
+            raise ValueError(f"{k} = {choice!r} must be one of {', '.join(choices)}")
 
     refuse_outside("lr", lr, 0)
     refuse_outside("weight_decay", weight_decay, 0)
@@ -131,6 +137,7 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: Map
         table=table, start=start, learned=learned, hyper_lr=hyper_lr, hyper_momentum=hyper_momentum,
         hyper_start=hyper_start, hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm,
         fields=tuple(f for f in rule.State._fields if f not in idle), half=half, scope=scope,
+        hyper_optimizer=hyper_optimizer, hyper_space=hyper_space,
     )  # fmt: skip
 
 

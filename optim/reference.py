@@ -1,5 +1,5 @@
 """MADA in plain tensors, algorithm 1 of the paper with either order of its updates: read this first.
-The engine computes the same, faster.
+The engine computes the same, faster; other optimizers for the coefficients than this SGD are in hyper.py.
 
 An optimizer of this family is a rule with coefficients q (rule.py). Step t, with g_t = grad f_t(x_{t-1}):
 

@@ -41,6 +41,15 @@ class Coefficient:
     hyper_lr: float = 0.0
     below: float = math.inf
 
+    @property
+    def is_decay(self) -> bool:
+        return self.below == 1
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it lies in [0, 1] and may be either."""
+        return not self.is_decay and self.low >= 0 and self.high <= 1
+
     def check(self, name: str, value: float, learned: bool) -> None:
         """Raise ValueError if the coefficient called `name` cannot start at `value`."""
         low, high = (self.low, self.high) if learned else (min(0.0, self.low), max(1.0, self.high))

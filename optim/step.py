@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from .flat import Rows
+from .hyper import Hyper, moved
 from .options import Options
 
 
 class Scalars(NamedTuple):
     """All numbers of a step that belong to no row: of K learned coefficients and F fixed ones, and 0-D tensors.
 
-    Where not all parameters share a value, q, q_applied, momentum and h are (owners, K), not (K,).
+    Where not all parameters share a value, q, q_applied, momentum, square and h are (owners, K), not (K,).
     """
 
     fixed: Tensor  # (F,) coefficients and constants that are not learned; the same at every step
     q: Tensor  # (K,) learned coefficients after the last step
     q_applied: Tensor  # (K,) those that made x
-    momentum: Tensor  # (K,) buffer of the coefficients' SGD
+    momentum: Tensor  # (K,) of the coefficients' own optimizer (hyper.py)
+    square: Tensor  # (K,) its mean of squares, where that is Adam
     h: Tensor  # (K,) hypergradients
     norm: Tensor  # of the gradient, before clipping
     clip: Tensor  # factor that clips this gradient
@@ -33,15 +35,6 @@ class Scalars(NamedTuple):
     steps: Tensor  # int64: steps that counted
     skipped: Tensor  # int64: steps in a row, up to this one, that did not count
     lr_start: Tensor  # where a learned lr started: directions are scaled by lr / lr_start
-
-
-class Hyper(NamedTuple):
-    """The coefficients' own optimizer, one value for each that is learned (K,)."""
-
-    rate: Tensor
-    mu: Tensor  # momentum; weight decay is Rows.decay
-    low: Tensor
-    high: Tensor
 
 
 class Step:
@@ -100,13 +93,14 @@ class Step:
         return now._replace(norm=norm, clip=clip, accept=accept, steps=now.steps + accept, skipped=skipped)
 
     def learn(self, now: Scalars, hyper: Hyper, h: Tensor) -> Scalars:
-        """q_t from q_{t-1} and its hypergradient, by SGD with momentum and projection on the box."""
+        """q_t from q_{t-1} and its hypergradient, by the coefficients' own optimizer."""
         h = torch.where(now.steps > 1, h.view_as(now.q), float("nan"))  # no coefficients made the first x
         moves = now.accept & torch.isfinite(h) & (now.steps > self.options.hyper_start)
-        momentum = hyper.mu * now.momentum + h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
-        momentum = torch.where(moves, momentum, now.momentum)
-        q = torch.where(moves, torch.clamp(now.q - hyper.rate * momentum, hyper.low, hyper.high), now.q)
-        return now._replace(q=q, momentum=momentum, h=h)
+        clamped = h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
+        before = (now.q, now.momentum, now.square)
+        after = moved(self.options, hyper, *before, clamped, now.steps - max(1, self.options.hyper_start))
+        q, momentum, square = (torch.where(moves, b, a) for a, b in zip(before, after, strict=True))
+        return now._replace(q=q, momentum=momentum, square=square, h=h)
 
     def update(self, now: Scalars, rows: Rows) -> list[Tensor]:
         """Write x, the states and the pending gradient; return the new columns t, has_pending, lr_applied."""

@@ -30,6 +30,9 @@ from runtime.records import final_coefficients
 from runtime.settings import Adapted, ConfigError, Setting, nearest
 
 DEFAULT = "mada"
+RULE_FIELDS = (  # of a config, with the names of a rule's keywords
+    "hyper_lr", "hyper_momentum", "hyper_optimizer", "hyper_space", "hyper_start", "hyper_clip", "order", "box",
+)  # fmt: skip
 
 
 def load(spec: str) -> Any:
@@ -99,7 +102,7 @@ def adapt(settings: list[Setting]) -> Adapted:
         return Adapted([s for s in settings if not _about_coefficients(s)], errors=[str(error)])
     rule = factory if is_rule(factory) else None
     names = [*rule.table, *rule.constants] if rule else []
-    defaults: dict[str, Any] = {"coefficients": {}, "hyper_lr": {}, "hyper_momentum": 0.0}
+    defaults: dict[str, Any] = {"coefficients": {}, "hyper_lr": {}, "hyper_momentum": 0.0, "box": {}}
     if rule:
         defaults["coefficients"] = {name: c.start for name, c in rule.table.items()} | dict(rule.constants)
         defaults["hyper_lr"] = {name: rule.table[name].hyper_lr for name in rule.learns}
@@ -116,6 +119,8 @@ def adapt(settings: list[Setting]) -> Adapted:
         if field not in defaults:  # `beta1 = 0.9`
             field, entry = "coefficients", setting.key
         last_set[field] = setting.where
+        if setting.key == "hyper_lr" and rule and type(setting.value) in (int, float):  # one for all
+            setting = setting._replace(value=dict.fromkeys(rule.learns or rule.table, setting.value))
         if not entry and field != "coefficients":  # replaces earlier settings and their errors
             errors[field] = []
         if not entry and not isinstance(setting.value, dict):
@@ -154,7 +159,7 @@ def _spec(setting: Setting) -> str:
 def _about_coefficients(setting: Setting, names: Iterable[str] = ()) -> bool:
     known = {name for rule in OPTIMIZERS.values() for name in (*rule.table, *rule.constants)} | {*names}
     field = setting.key.partition(".")[0]
-    return field in ("coefficients", "hyper_lr", "hyper_momentum") or field in known
+    return field in ("coefficients", "hyper_lr", "hyper_momentum", "box") or field in known
 
 
 def _unknown(name: str, field: str, spec: str, names: list[str]) -> str:
@@ -178,7 +183,7 @@ def load_coefficients(cfg: Any) -> Any:
 
 def problems(cfg: Any) -> Iterator[tuple[str, str]]:
     """Problems of the optimizer's settings, for `parse`."""
-    fields = "optimizer coefficients learning_rate weight_decay hyper_lr hyper_momentum hyper_start hyper_clip order"
+    fields = " ".join(("optimizer", "coefficients", "learning_rate", "weight_decay", *RULE_FIELDS))
     try:
         learned_and_bytes(cfg)
     except ConfigError:  # reported by `adapt`
@@ -216,7 +221,7 @@ def build(cfg: Any, model: Any, compile: bool | None = None, **more: Any) -> Any
 
 
 def _rule_arguments(cfg: Any) -> dict[str, Any]:
-    same = {name: getattr(cfg, name) for name in ("hyper_lr", "hyper_momentum", "hyper_start", "hyper_clip", "order")}
+    same = {name: getattr(cfg, name) for name in RULE_FIELDS}
     max_grad_norm = cfg.grad_clip or math.inf  # inf does not clip, but steps without a finite norm are still skipped
     return cfg.coefficients | same | {"lr": cfg.learning_rate, "max_grad_norm": max_grad_norm}
 

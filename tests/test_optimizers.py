@@ -85,7 +85,8 @@ def test_hyper_rates_written_for_another_optimizer_stay_for_what_this_one_learns
                                                          "it has momentum, did you mean 'momentum'?"),
         (["--beta1=high"], "--beta1=high: beta1 must be a number, not 'high'"),
         (["--beta1=2"], "optimizer=mada: MADA: beta1 = 2"),
-        (["--hyper_lr=3"], "--hyper_lr=3: hyper_lr must be a dict of numbers, not 3"),
+        (["--hyper_lr=fast"], "--hyper_lr=fast: hyper_lr must be a dict of numbers, not 'fast'"),
+        (["--box={'beta2': 0.9}"], "optimizer=mada: MADA: box['beta2'] = 0.9 must be a pair (low, high)"),
         (["--optimizer=madam"], "optimizer='madam' is not one of adam, amsgrad, "),
         (["--optimizer=nowhere.py:Rule"], "optimizer='nowhere.py:Rule': nowhere.py cannot be imported (File"),
         (["--optimizer=no_such_package:Rule"], "optimizer='no_such_package:Rule': no_such_package cannot be imported"),
@@ -265,5 +266,3 @@ def test_checkpoints_of_an_earlier_version_are_read_but_not_resumed(small: list[
     said = capsys.readouterr().err
     assert "was saved by an earlier version" in said and said.count("\n") == 1
     assert sample.main([f"--out_dir={tmp_path / 'run'}", "--prompt=the ", "--max_new_tokens=5"]) == 0
-
-

@@ -1,0 +1,52 @@
+"""The coefficients' own optimizer: K scalars q and their hypergradients h, in tensors on the device.
+
+    u  = T(q)           hyper_space: "linear", q itself; "log", -log(1 - q) for a decay, log(q / (1 - q)) for a weight,
+                        log(q) for another, such as the learning rate
+    g  = h dq/du        hyper_optimizer "sign": its sign
+    b  = mu b + g       "adam": the mean of g (decay mu) over the root of that of g^2 (decay 0.999), bias-corrected
+    q' = clip(T^-1(u - rate b), low, high)
+
+The paper's is "sgd" in "linear" space.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ADAM_BETA2, ADAM_EPS = 0.999, 1e-12
+EDGE = 1e-3  # in log space a coefficient leaves 0 and 1 from this far inside, where its derivative is not 0
+
+
+class Hyper(NamedTuple):
+    """Settings, one value for each coefficient that is learned (K,)."""
+
+    rate: Tensor
+    mu: Tensor  # momentum; weight decay is Rows.decay
+    low: Tensor
+    high: Tensor
+    decay: Tensor  # bool: what lies below 1, such as beta1
+    weight: Tensor  # bool: another that lies in [0, 1], such as rho
+
+
+def moved(options: Any, hyper: Hyper, q: Tensor, b: Tensor, square: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+    """q, b and the mean of squares after move number t (1, 2, ...); all of the shape of q, (K,) or (owners, K)."""
+    log = options.hyper_space == "log"
+    if log:
+        q = torch.where(hyper.weight, q.clamp(EDGE, 1 - EDGE), q)
+        h = h * torch.where(hyper.decay, 1 - q, torch.where(hyper.weight, q * (1 - q), q))
+    if options.hyper_optimizer == "sign":
+        h = h.sign()
+    if options.hyper_optimizer == "adam":
+        t = t.to(q.dtype)
+        b = hyper.mu * b + (1 - hyper.mu) * h
+        square = ADAM_BETA2 * square + (1 - ADAM_BETA2) * h * h
+        step = b / (1 - hyper.mu**t) / ((square / (1 - ADAM_BETA2**t)).sqrt() + ADAM_EPS)
+    else:
+        step = b = hyper.mu * b + h
+    if log:
+        up = torch.exp(hyper.rate * step)
+        to = torch.where(hyper.decay, 1 - (1 - q) * up, torch.where(hyper.weight, q / (q + (1 - q) * up), q / up))
+    else:
+        to = q - hyper.rate * step
+    return torch.clamp(to, hyper.low, hyper.high), b, square
