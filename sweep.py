@@ -155,7 +155,7 @@ class Sweep:
         lists = lists_of(arguments)
         if self.options.tune:
             lists.setdefault("seed", ["1", "2"])
-        self.named = [name for name, values in lists.items() if len(values) > 1]
+        self.named = [n for n, values in lists.items() if len(values) > 1 or (n == "seed" and self.options.tune)]
         trials = [self.trial(point) for point in self.points(lists)]
         self.say_plan(trials)
         if self.options.plan:
@@ -320,12 +320,18 @@ class Sweep:
 
 
 def beyond(best: Settings, grid: Sequence[Settings], axes: Sequence[str]) -> list[Settings]:
-    """One point further along each axis at whose end the best one lies, by the grid's last ratio there."""
+    """One point further along each axis at whose end the best one lies, by the grid's last ratio there; decays (beta1,
+    beta2, ...) by that of 1 - beta. An end at 0 is not passed."""
     found = []
     for name in axes:
         values = sorted({float(point[name]) for point in grid})
-        ends = [pair for pair in (values[:2], values[:-3:-1]) if len(pair) == 2 and pair[0] == float(best[name])]
-        found += [{**best, name: f"{end * end / next_:.6g}"} for end, next_ in ends if end > 0 and next_ > 0]
+        for end, next_ in (values[:2], values[:-3:-1]) if len(values) > 1 else ():
+            if end != float(best[name]) or min(end, next_) <= 0:
+                continue
+            decay = name.removeprefix("coefficients.").startswith("beta")
+            further = 1 - (1 - end) ** 2 / (1 - next_) if decay else end * end / next_
+            if further > 0:
+                found.append({**best, name: f"{further:.6g}"})
     return found
 
 

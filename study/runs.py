@@ -38,7 +38,8 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(asked: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """How a run's config differs from what is asked of it (read_files with `adapt`): "seed=2, not 1"."""
-    wanted, there = ({**one, **one.get("coefficients", {})} for one in (asked, config))
+    plain = json.loads(json.dumps(dict(asked)))  # lists for tuples
+    wanted, there = ({**one, **one.get("coefficients", {})} for one in (plain, config))
     for one in (wanted, there):
         one["hyper_momentum"] = one.get("hyper_momentum") or 0.0  # {} is no momentum too
     return [f"{key}={there.get(key)}, not {value}" for key, value in wanted.items()
