@@ -112,15 +112,25 @@ def changes(values: Sequence[float], name: str) -> str:
     return ", ".join(f"{value:+.{DIGITS[name]}f}" if abs(value) > 1e-9 else "0" for value in values)
 
 
-def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+def by_start(records: Mapping[str, Record]) -> Found:
     seeds = by_seed(records, "regime/")
     curves = {key: [record["curves"] for record in of_a_batch.values()] for key, of_a_batch in seeds.items()}
-    found: Found = {start: {batch: curves[key] for batch in BATCHES if (key := f"{start}-{batch}") in curves}
-                    for start in STARTS if any(key.startswith(f"{start}-") for key in curves)}  # fmt: skip
+    return {start: {batch: curves[key] for batch in BATCHES if (key := f"{start}-{batch}") in curves}
+            for start in STARTS if any(key.startswith(f"{start}-") for key in curves)}  # fmt: skip
+
+
+def fractions(records: Mapping[str, Record]) -> list[tuple[float, float]]:
+    """(our step, the authors') at FRACTIONS of a run."""
+    steps, total = next(iter(records.values()))["config"]["max_iters"], AUTHORS["steps"][-1]
+    return [(part * steps, part * total) for part in FRACTIONS]
+
+
+def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    found = by_start(records)
     config, parameters = (next(iter(records.values()))[key] for key in ("config", "parameters"))
     steps, total, still = config["max_iters"], AUTHORS["steps"][-1], config["hyper_start"]
     by_step, same_at_step = compare(found, [(step, step) for step in STEPS])
-    by_fraction, same_at_end = compare(found, [(part * steps, part * total) for part in FRACTIONS])
+    by_fraction, same_at_end = compare(found, fractions(records))
     header = ["change of", "authors", *(f"{batch} sequences" for batch in BATCHES)]
     return [
         Text(

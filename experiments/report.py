@@ -6,6 +6,7 @@ from pathlib import Path
 
 from study.page import Table, Text, markdown_table, render, rich, whole_page
 
+from . import verdicts
 from .experiment import HERE, PAPER, ROOT, SCALES, Experiment, Record, records, without_diverged
 
 TITLE = "Reproducing MADA: tables and figures from records"
@@ -35,8 +36,9 @@ OPENING = (
     "`python -m experiments report`; do not edit. The paper's numbers are those of its own size and stand beside "
     f"ours for orientation: {PAPER['source']}.",
     "± is the standard deviation over seeds, square brackets a 95% confidence interval of the mean paired "
-    "difference (same seed: same initial weights, same batches), p a two-sided paired t-test, from three seeds "
-    "on, not corrected for their number: of twenty pairs that do not differ, one has a p below 0.05.",
+    "difference (same seed: same initial weights, same batches). Where a row has fewer than five seeds, the spread "
+    "of its differences is pooled over the rows of its table and no p is given; elsewhere p is a two-sided paired "
+    "t-test, not corrected for their number unless a table says so.",
 )
 
 
@@ -52,7 +54,8 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
         title = html.escape(e.title)
         linked = linked.replace(f"<td>{title}</td>", f'<td><a href="#{e.name}">{title}</a></td>')
     parts = [(f"# {TITLE}", f"<h1>{TITLE}</h1>"), *((words, f"<p>{rich(words)}</p>") for words in OPENING),
-             (overview, f"{linked}\n")]  # fmt: skip
+             ("## Verdicts", "<h2>Verdicts</h2>"), *(render(block, figures) for block in verdicts.show()),
+             ("## What is recorded", "<h2>What is recorded</h2>"), (overview, f"{linked}\n")]  # fmt: skip
     for experiment in experiments:
         parts += section(experiment, figures)
     markdown, tagged = zip(*parts, strict=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from study.page import Block, Table, Text
-from study.statistics import Losses, loss_cells, paired
+from study.statistics import Losses, loss_cells, paired, pooled
 
 from . import language
 from .experiment import Experiment, Record, Training, final_losses
@@ -52,7 +52,8 @@ def between(losses: Mapping[str, Mapping[str, Losses]]) -> Sequence[Block]:
     """PAIRS, those of which there are seeds."""
     rows = []
     for key, against in PAIRS:
-        both = [paired(losses[which].get(against, {}), losses[which].get(key, {})) for which in losses]
+        both = [paired(of_kind.get(against, {}), of_kind.get(key, {}), shared=pooled(of_kind, "adam"))
+                for of_kind in losses.values()]  # fmt: skip
         if both[0]:
             paper = language.PAPER_LOSS[key] - language.PAPER_LOSS[against]
             rows.append([language.pair_label(key, against), str(both[0].n), *map(str, both), f"{paper:+.4f}"])

@@ -42,6 +42,7 @@ def differences(asked: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
     wanted, there = ({**one, **one.get("coefficients", {})} for one in (plain, config))
     for one in (wanted, there):
         one["hyper_momentum"] = one.get("hyper_momentum") or 0.0  # {} is no momentum too
+        one["box"] = one.get("box") or {}  # newer than some records
     return [f"{key}={there.get(key)}, not {value}" for key, value in wanted.items()
             if key not in (*ELSEWHERE, "coefficients") and there.get(key) != value]  # fmt: skip
 

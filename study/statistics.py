@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy import special
 
@@ -34,7 +35,8 @@ def p_text(p: float) -> str:
 class Paired:
     """Differences between two runs of the same seed (same weights at the start, same batches): the second minus the
     first; `p` is two-sided, from Student's t over the n differences. Below n = 3 there is no test: interval and p are
-    NaN, for two differences that agree by chance would make any p."""
+    NaN, for two differences that agree by chance would make any p. With a spread pooled over several rows (`Pooled`)
+    the interval is shown without p, from n = 1 on."""
 
     n: int
     difference: float
@@ -42,23 +44,55 @@ class Paired:
     high: float
     p: float
     digits: int = 4  # shown after the point
+    pooled: bool = False
 
     def __str__(self) -> str:
         difference, low, high = (f"{value:+.{self.digits}f}" for value in (self.difference, self.low, self.high))
+        if self.pooled:
+            return f"{difference} [{low}, {high}]"
         if self.n < 3:
             return f"{difference} (n = {self.n}, no test)"
         return f"{difference} [{low}, {high}], {p_text(self.p)}"
 
 
-def paired(first: Losses, second: Losses, digits: int = 4) -> Paired | None:
-    """From {seed: value} of both, over the seeds that both have; None if there is none."""
-    differences = [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
-    if not differences:
+class Pooled(NamedTuple):
+    """The standard deviation of paired differences, pooled over rows, and its degrees of freedom."""
+
+    spread: float
+    freedom: int
+
+
+FEW = 5  # seeds: a row of fewer takes the pooled spread
+
+
+def pooled(losses: Mapping[str, Losses], baseline: str) -> Pooled | None:
+    """Over all rows' differences from the baseline; None where no row has two."""
+    squares, freedom = 0.0, 0
+    for name, its in losses.items():
+        both = differences(losses.get(baseline, {}), its)
+        if name != baseline and len(both) > 1:
+            squares += spread(both) ** 2 * (len(both) - 1)
+            freedom += len(both) - 1
+    return Pooled(math.sqrt(squares / freedom), freedom) if freedom else None
+
+
+def differences(first: Losses, second: Losses) -> list[float]:
+    return [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
+
+
+def paired(first: Losses, second: Losses, digits: int = 4, shared: Pooled | None = None) -> Paired | None:
+    """From {seed: value} of both, over the seeds that both have; None if there is none. `shared` is the spread of a row
+    of fewer than FEW."""
+    found = differences(first, second)
+    if not found:
         return None
-    n, centre = len(differences), mean(differences)
+    n, centre = len(found), mean(found)
+    if shared and n < FEW:
+        half = float(special.stdtrit(shared.freedom, 0.975)) * shared.spread / math.sqrt(n)
+        return Paired(n, centre, centre - half, centre + half, math.nan, digits, pooled=True)
     if n < 3:
         return Paired(n, centre, math.nan, math.nan, math.nan, digits)
-    error = spread(differences) / math.sqrt(n)
+    error = spread(found) / math.sqrt(n)
     half = float(special.stdtrit(n - 1, 0.975)) * error
     p = 2 * float(special.stdtr(n - 1, -abs(centre) / error)) if error else float(centre == 0)
     return Paired(n, centre, centre - half, centre + half, p, digits)
@@ -79,6 +113,8 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def loss_cells(losses: Mapping[str, Losses], name: str, baseline: str, digits: int = 4) -> list[str]:
-    """Two cells of a table: mean ± spread of `name`, and its paired difference from the baseline ("" for itself)."""
-    difference = paired(losses.get(baseline, {}), losses[name], digits) if name != baseline else None
+    """Two cells of a table: mean ± spread of `name`, and its paired difference from the baseline ("" for itself), of
+    few seeds by the spread pooled over all rows."""
+    base = losses.get(baseline, {})
+    difference = paired(base, losses[name], digits, pooled(losses, baseline)) if name != baseline else None
     return [mean_and_spread([*losses[name].values()], digits), str(difference or "")]

@@ -1,0 +1,206 @@
+"""The first page of the report: each claim of the paper, and ours, what was measured, and one word for it.
+
+The word follows from the numbers: an interval of the difference on the paper's side of 0 is "sign reproduced", on the
+other side "contradicted", around 0 "not seen". "Reproduced" is kept for what is done here as in the paper.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from study.page import Block, Table, Text
+from study.statistics import FEW, Losses, Paired, paired, pooled
+
+from . import (
+    appendix_d,
+    figure1,
+    figure8,
+    figure9,
+    language,
+    proposition1,
+    regime,
+    seeds,
+    table2,
+    table4,
+    table5,
+    tuned,
+)  # fmt: skip
+from .experiment import PAPER, Record, by_seed, final_losses, records, without_diverged
+
+REPRODUCED, SIGN, NOT_SEEN, CONTRADICTED = "reproduced", "sign reproduced", "not seen", "contradicted"
+
+
+class Verdict(NamedTuple):
+    claim: str
+    paper: str
+    found: str
+    scale: str
+    word: str
+
+
+def word(difference: Paired, paper: float) -> str:
+    if difference.low <= 0 <= difference.high:
+        return NOT_SEEN
+    return SIGN if difference.difference * paper > 0 else CONTRADICTED
+
+
+def between(claim: str, theirs: float, losses: Mapping[str, Losses], key: str, against: str, scale: str,
+            digits: int = 4) -> Iterator[Verdict]:  # fmt: skip
+    """A row about `key` minus `against`, if both were run; `theirs` is the paper's difference."""
+    shared = pooled(losses, "adam")
+    difference = paired(losses.get(against, {}), losses.get(key, {}), digits, shared)
+    if difference:
+        size = f"{scale}, n = {difference.n}" + (", pooled spread" if difference.pooled else "")
+        yield Verdict(claim, f"{theirs:+.{digits}f}", str(difference), size, word(difference, theirs))
+
+
+def laptop(module: Any) -> dict[str, Record]:
+    """The laptop's records of an experiment's runs, without those that diverged."""
+    return without_diverged(records(module.runs("laptop")))[0]
+
+
+def of_language_models() -> Iterator[Verdict]:
+    found = language.by_row(laptop(table2) | laptop(seeds))
+    losses, paper = final_losses(found, "val_loss"), language.PAPER_LOSS
+    scale = "0.8M parameters, 768 tokens a step, one untuned rate"
+    claims = {
+        ("mada", "adam"): "MADA ends below Adam (table 2)",
+        ("mada_rho0", "adam"): "MADA from AVGrad ends below Adam (table 6)",
+        ("mada_rho0", "avgrad"): "... and below AVGrad, where it starts",
+        ("mada_fs", "mada"): "MADA-FS, what was learned and is kept, ends below MADA",
+        ("mada_poor", "adam_poor"): "From poor betas MADA ends below Adam with the same betas",
+        ("avgrad", "adam"): "AVGrad ends below Adam",
+        ("hyperadam", "adam"): "HyperAdam ends below Adam",
+        ("lion", "adam"): "Lion ends below Adam",
+        ("adan", "adam"): "Adan ends below Adam",
+    }
+    for (key, against), claim in claims.items():
+        yield from between(claim, paper[key] - paper[against], losses, key, against, scale)
+
+
+def of_other_tables() -> Iterator[Verdict]:
+    yield Verdict("MADA's perplexities on other texts are lower (table 3)", "61.25, Adam 63.85 on Wikitext", "",
+                  "models of this size have perplexities above 2,000 there", "not testable here")  # fmt: skip
+    losses = final_losses(by_seed(laptop(table4), "finetune/"), "loss_on_train")
+    yield from between("Fine-tuned with MADA, the training loss is lower (table 4)",
+                       PAPER["table4"]["mada"] - PAPER["table4"]["adam"], losses, "mada", "adam",
+                       "a small model of our own, not GPT-2 XL")  # fmt: skip
+    for model, name in table5.NAMES.items():
+        accuracy = final_losses(by_seed(laptop(table5), f"cifar/{model}-"), "accuracy")
+        theirs = PAPER["table5"][model]["mada"][0] - PAPER["table5"][model]["adam"][0]
+        yield from between(f"MADA's accuracy on CIFAR-10 is higher, {name} (table 5)", theirs, accuracy, "mada", "adam",
+                           "4 epochs, fewer images, percent", 2)  # fmt: skip
+
+
+def of_coefficients() -> Iterator[Verdict]:
+    found = laptop(regime)
+    if not found:
+        return
+    outcomes = regime.compare(regime.by_start(found), regime.fractions(found))[1]
+    for batch in (min(outcomes), max(outcomes)):
+        each = outcomes[batch]
+        agree = sum(o.same == o.n for o in each)
+        n = " to ".join(str(n) for n in sorted({o.n for o in each}))
+        yield Verdict(
+            "The coefficients go where figures 5 to 7 show",
+            f"{len(each)} changes from step 0 to the end",
+            f"{agree} of {len(each)} with the authors' sign in every seed",
+            f"61,728 parameters, {batch} sequences a step, n = {n}",
+            SIGN if agree == len(each) else CONTRADICTED,
+        )
+
+
+def of_figure8() -> Iterator[Verdict]:
+    laptop_grid = figure8.losses("laptop", laptop(figure8))
+    if laptop_grid["Adam"].size and not any((grid != grid).any() for grid in laptop_grid.values()):
+        spans = {name: float(grid.max() - grid.min()) for name, grid in laptop_grid.items()}
+        yield Verdict("MADA's final training loss depends less on the initial betas (figure 8)",
+                      "0.63 to 0.79, Adam 0.60 to 0.94",
+                      f"highest minus lowest: {spans['MADA']:.4f}, Adam {spans['Adam']:.4f}",
+                      "61,728 parameters, 12 points, n = 1",
+                      SIGN if spans["MADA"] < spans["Adam"] else CONTRADICTED)  # fmt: skip
+    gpu = records(figure8.runs("gpu"))
+    theirs = PAPER["figure8_grid"]["adam"]
+    points = []
+    for record in gpu.values():
+        at = f"{record['settings']['beta1']:g}, {record['settings']['beta2']:g}"
+        if at in theirs and "loss_on_train" in record["final"]:
+            points.append(f"({at}) {record['final']['loss_on_train']:.3f} / {record['final']['val_loss']:.3f}")
+    if points:
+        named = ", ".join(f"({at}) {train:.3f} / {val:.3f}" for at, (train, val) in theirs.items())
+        yield Verdict("Adam's training / validation losses in figure 8's grid", named, ", ".join(points),
+                      "the paper's size, one H100, n = 1 each", "reproduced but for the last")  # fmt: skip
+    grid = PAPER["figure8_grid"]
+    yield Verdict("What figure 8 measures is how fast a model overfits (ours, from the authors' own points)", "",
+                  f"MADA's training loss is below Adam's at {grid['mada_lower_in_training']:.1%} of them, its "
+                  f"validation loss above at {grid['mada_higher_in_validation']:.1%}, in the median by "
+                  f"{grid['median_validation_difference']:+.4f}",
+                  f"the authors' {grid['points']} points", "yes")  # fmt: skip
+
+
+def of_theory() -> Iterator[Verdict]:
+    exact = "the paper's own"
+    [record] = records(figure9.runs("laptop")).values()
+    last = {name: curve["x"][-1] for name, curve in record["runs"].items()}
+    yield Verdict("MADA started at Adam finds the optimum that Adam misses (figure 9)", "x to -1, Adam's to +1",
+                  f"last x {last['MADA from Adam']:+.3f}, Adam's {last['Adam']:+.3f}", exact,
+                  REPRODUCED if last["MADA from Adam"] < -0.5 < 0.5 < last["Adam"] else CONTRADICTED)  # fmt: skip
+    yield Verdict("... also with algorithm 1's order as printed, weights first", "",
+                  f"last x {last['MADA, weights first']:+.3f}", exact,
+                  CONTRADICTED if last["MADA, weights first"] > 0 else REPRODUCED)  # fmt: skip
+    [record] = records(figure1.runs("laptop")).values()
+    best = [case["best"]["C1, C2, C3 = 1, 1, 1"] for case in record["cases"].values()]
+    yield Verdict("The bound of theorem 1 is smallest at rho = beta2 = 0.9 (figures 1 and 2)", "0.9",
+                  " and ".join(f"{rho:.3f}" for rho in best), exact,
+                  REPRODUCED if all(abs(rho - 0.9) < 1e-3 for rho in best) else CONTRADICTED)  # fmt: skip
+    [record] = records(proposition1.runs("laptop")).values()
+    rises = {name: max(row["fraction"] for row in record["rows"] if row["schedule"] == name)
+             for name in ("1 / (t (1 - beta2) + 1), as printed", "beta2 / (t (1 - beta2) + 1)")}  # fmt: skip
+    printed, corrected = rises.values()
+    yield Verdict("Under proposition 1's bound on rho the effective learning rate never rises", "never",
+                  f"in up to {printed:.1%} of steps; with beta2 in the numerator {corrected:.1%}", exact,
+                  REPRODUCED if printed == 0 else CONTRADICTED)  # fmt: skip
+
+
+def of_cost() -> Iterator[Verdict]:
+    paper = PAPER["appendix_d"]["480"]
+    for record in [record for name, record in laptop(appendix_d).items() if name == "cost/480"]:
+        [ratio] = [row["adamw"][0] for row in record["rows"] if row["optimizer"] == "mada"]
+        theirs = paper["mada"][0] / paper["adam"][0]
+        yield Verdict("An iteration with MADA costs this many of Adam's (appendix D)", f"{theirs:.2f}", f"{ratio:.2f}",
+                      "0.8M parameters, two cores", "contradicted: less")  # fmt: skip
+
+
+def of_tuning() -> Iterator[Verdict]:
+    found = {name.removeprefix("tuned/"): record for name, record in laptop(tuned).items()}
+    losses = {name: dict(zip(r["seeds"], r["val_loss"], strict=True)) for name, r in found.items()}
+    claims = {
+        ("mada", "adam"): "Learned coefficients beat constants that were tuned as long (ours)",
+        ("mada_best", "adam"): "... also from the best constants",
+        ("mada_avgrad", "avgrad"): "MADA from AVGrad beats AVGrad, both tuned (ours)",
+        ("mada_fs", "adam"): "What MADA learned, kept and tuned, beats Adam's constants (ours)",
+        ("sign", "adam"): "Sign steps in log space beat tuned constants (ours)",
+        ("avgrad", "adam"): "AVGrad beats Adam, both tuned (ours)",
+        ("muon", "adam"): "Muon beats Adam, both tuned (ours)",
+    }
+    for (key, against), claim in claims.items():
+        difference = paired(losses.get(against, {}), losses.get(key, {}))
+        if difference and difference.n >= FEW:
+            equal = difference.low > -tuned.EQUAL and difference.high < tuned.EQUAL
+            verdict = "yes" if difference.high < 0 else "no, worse" if difference.low > 0 else "not seen"
+            yield Verdict(claim, "", str(difference), f"61,728 parameters, 3,072 tokens a step, n = {difference.n}",
+                          f"no, equal within {tuned.EQUAL}" if equal else verdict)  # fmt: skip
+
+
+PARTS: tuple[Callable[[], Iterator[Verdict]], ...] = (
+    of_tuning, of_language_models, of_other_tables, of_coefficients, of_figure8, of_theory, of_cost,
+)  # fmt: skip
+
+
+def show() -> list[Block]:
+    rows = [verdict for part in PARTS for verdict in part()]
+    words = (
+        "Differences in nats of validation loss (table 4: training loss; table 5: points of accuracy), the first minus "
+        "the second. `sign reproduced`: the 95% interval lies on the paper's side of 0; `contradicted`: on the other; "
+        "`not seen`: around 0. But for what has the paper's own size, all is about models thousands of times smaller."
+    )
+    return [Text(words), Table(["claim", "the paper", "found here", "where", "verdict"], [[*row] for row in rows])]

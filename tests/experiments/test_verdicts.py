@@ -1,0 +1,150 @@
+"""The numbers of the report's first page, computed again from the JSON of the records with numpy and scipy alone."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).parents[2]
+LAPTOP = ROOT / "experiments/records/laptop"
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def record(name: str, scale: str = "laptop") -> Any:
+    return json.loads((LAPTOP.parent / scale / f"{name}.json").read_text())
+
+
+def finals(pattern: str, kind: str) -> dict[str, dict[int, float]]:
+    """{row: {seed: value}} of the records ROW-SEED.json."""
+    found: dict[str, dict[int, float]] = {}
+    for path in LAPTOP.glob(pattern):
+        final = json.loads(path.read_text()).get("final", {})
+        row, _, seed = path.stem.rpartition("-")
+        if kind in final and seed.isdigit():
+            found.setdefault(row, {})[int(seed)] = final[kind]
+    return found
+
+
+def difference(losses: dict[str, dict[int, float]], key: str, against: str) -> list[float]:
+    """Mean and 95% interval; below five seeds with the spread of all rows' differences from Adam."""
+
+    def minus(first: str, second: str) -> np.ndarray:
+        return np.array([losses[first][s] - losses[second][s] for s in sorted(losses[first].keys() & losses[second])])
+
+    points = minus(key, against)
+    n, error, freedom = len(points), points.std(ddof=1) / np.sqrt(len(points)), len(points) - 1
+    if n < 5:
+        rows = [minus(row, "adam") for row in losses if row != "adam"]
+        freedom = sum(len(row) - 1 for row in rows)
+        error = np.sqrt(sum(row.var(ddof=1) * (len(row) - 1) for row in rows) / freedom / n)
+    half = stats.t.ppf(0.975, freedom) * error
+    p = [stats.ttest_1samp(points, 0).pvalue] if n >= 5 else []
+    return [points.mean(), points.mean() - half, points.mean() + half, *p]
+
+
+def expected() -> Iterator[tuple[str, list[float]]]:
+    """(the beginning of a claim, the numbers of the cell \"found here\")."""
+    rows = ("adam", "mada", "mada_rho0", "mada_fs", "mada_poor", "adam_poor", "avgrad", "hyperadam", "lion", "adan",
+            "mada_rho0_fs", "mada_shakespeare", "adam_999")  # fmt: skip
+    losses = {row: its for row, its in finals("*.json", "val_loss").items() if row in rows}
+    yield "MADA ends below Adam (", difference(losses, "mada", "adam")
+    yield "MADA from AVGrad ends below Adam", difference(losses, "mada_rho0", "adam")
+    yield "... and below AVGrad", difference(losses, "mada_rho0", "avgrad")
+    yield "MADA-FS, what", difference(losses, "mada_fs", "mada")
+    yield "From poor betas", difference(losses, "mada_poor", "adam_poor")
+    for name, row in {"AVGrad": "avgrad", "HyperAdam": "hyperadam", "Lion": "lion", "Adan": "adan"}.items():
+        yield f"{name} ends below Adam", difference(losses, row, "adam")
+    yield "Fine-tuned", difference(finals("finetune/*.json", "loss_on_train"), "mada", "adam")
+    for model, name in {"cnn": "5-layer CNN", "resnet9": "ResNet-9"}.items():
+        found = finals(f"cifar/{model}-*.json", "accuracy")
+        accuracy = {row.removeprefix(f"{model}-"): its for row, its in found.items()}
+        yield f"MADA's accuracy on CIFAR-10 is higher, {name}", difference(accuracy, "mada", "adam")
+    grid = {}
+    for path in LAPTOP.glob("grid/*.json"):
+        grid.setdefault(path.stem.partition("-")[0], []).append(json.loads(path.read_text())["final"]["loss_on_train"])
+    yield "MADA's final training loss depends", [max(grid[o]) - min(grid[o]) for o in ("mada", "adam")]
+    points = [f"0.{beta1}-0.501" for beta1 in ("01", "875", "99")]
+    yield "Adam's training / validation", [
+        number for point in points for final in [record(f"grid/adam-{point}", "gpu")["final"]]
+        for number in (*map(float, point.split("-")), final["loss_on_train"], final["val_loss"])
+    ]  # fmt: skip
+    x = {name: curve["x"][-1] for name, curve in record("figure9")["runs"].items()}
+    yield "MADA started at Adam finds", [x["MADA from Adam"], x["Adam"]]
+    yield "... also with algorithm 1's", [x["MADA, weights first"]]
+    cases = record("figure1")["cases"].values()
+    yield "The bound of theorem 1", [case["best"]["C1, C2, C3 = 1, 1, 1"] for case in cases]
+    rows_of = record("proposition1")["rows"]
+    printed = max(row["fraction"] for row in rows_of if "as printed" in row["schedule"])
+    yield "Under proposition 1", [100 * printed, 2, 0]  # the 2 of beta2
+    cost = {row["optimizer"]: row["adamw"][0] for row in record("cost/480")["rows"]}
+    yield "An iteration with MADA", [cost["mada"]]
+    yield from tuned()
+    for batch in (12, 256):
+        yield "The coefficients go", [*signs(batch)]
+
+
+def tuned() -> Iterator[tuple[str, list[float]]]:
+    arms = {path.stem: json.loads(path.read_text()) for path in LAPTOP.glob("tuned/*.json")}
+    losses = {name: dict(zip(arm["seeds"], arm["val_loss"], strict=True)) for name, arm in arms.items()}
+    claims = {
+        "Learned coefficients beat": ("mada", "adam"), "... also from the best": ("mada_best", "adam"),
+        "MADA from AVGrad beats": ("mada_avgrad", "avgrad"), "What MADA learned": ("mada_fs", "adam"),
+        "Sign steps": ("sign", "adam"), "AVGrad beats": ("avgrad", "adam"), "Muon beats": ("muon", "adam"),
+    }  # fmt: skip
+    for claim, (key, against) in claims.items():
+        if key in losses and against in losses:
+            yield claim, difference(losses, key, against)
+
+
+def signs(batch: int) -> tuple[int, int]:
+    """How many of the 18 coefficients move as the authors' in every seed, from the first to the last value."""
+    authors = json.loads((ROOT / "experiments/paper.json").read_text())["coefficients"]
+    agree = 0
+    for start in ("mada_rho0", "mada_poor", "mada"):
+        for name in ("beta1", "beta2", "beta3", "rho", "c", "gamma"):
+            theirs = authors[start][name][-1] - authors[start][name][0]
+            ours = []
+            for path in LAPTOP.glob(f"regime/{start}-{batch}-*.json"):
+                curve = json.loads(path.read_text())["curves"][name]
+                ours.append(curve[-1] - curve[0])
+            agree += all(abs(o) < 0.01 if abs(theirs) < 1e-5 else o * theirs > 0 for o in ours) and bool(ours)
+    return agree, 18
+
+
+@pytest.fixture(scope="module")
+def page() -> list[list[str]]:
+    text = (ROOT / "experiments/report.md").read_text()
+    table = text.partition("## Verdicts")[2].partition("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"][2:]
+
+
+def test_every_number_of_the_verdicts_follows_from_the_records(page: list[list[str]]) -> None:
+    left = [*page]
+    for claim, numbers in expected():
+        [row, *_] = [row for row in left if row[0].startswith(claim)] or [[claim, "", "is not there"]]
+        left.remove(row)
+        cell = row[2].replace("p < 0.0001", "p = 0")
+        shown = [(text, float(text)) for text in NUMBER.findall(cell)]
+        assert len(shown) == len(numbers), (row, numbers)
+        for (text, value), number in zip(shown, numbers, strict=True):
+            digits = len(text.partition("e")[0].partition(".")[2])
+            assert value == pytest.approx(number, abs=0.51 * 10**-digits + 1e-3 * abs(number)), (row, numbers)
+    typed = ("MADA's perplexities on other texts", "What figure 8 measures")  # no record of ours is behind these
+    assert all(row[0].startswith(typed) for row in left) and len(left) == len(typed), left
+
+
+def test_a_verdict_is_what_its_interval_says(page: list[list[str]]) -> None:
+    judged = 0
+    for _, paper, found, _, verdict in page:
+        match = re.search(r"\[([-+.\d]+), ([-+.\d]+)\]", found)
+        if match and paper:
+            low, high, theirs = float(match[1]), float(match[2]), float(paper)
+            word = "not seen" if low <= 0 <= high else "sign reproduced" if low * theirs > 0 else "contradicted"
+            assert verdict == word, (paper, found)
+            judged += 1
+    assert judged >= 10
