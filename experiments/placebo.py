@@ -1,0 +1,252 @@
+"""Placebos: does a hypergradient tell a better optimizer from noise?
+
+Adam stands at one end of a mixture and at the other an optimizer of MADA's family, or in its place a placebo that is
+worth nothing. The weight w of Adam starts at 0.95 and is learned as MADA learns its coefficients. If w leaves Adam for
+the placebo as readily, its drift is no evidence for the other end.
+
+What moves w is h = -lr <g, A - O>: A and O are the directions of the two ends, g the next gradient. Two more weights,
+a and o, that stay at 0 measure -lr <g, A> and -lr <g, O>. The finite criterion is what h stands for: the next batch's
+loss after a step along A alone, and along O alone, from where the run is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from data import open_dataset, train_batch, val_starts
+from model import GPT, GPTConfig
+from optim import RuleOptimizer
+from optim.mada import average
+from optim.rule import BETA1, BETA2, Coefficient, mix, sqrt
+from study.page import Block, Table, Text
+from study.statistics import mean, mean_and_spread, paired
+
+from .experiment import Computation, Experiment, Record
+from .microbatch import STILL, rate
+from .training_loss import mean_loss
+
+START, HYPER_LR, EVERY = 0.95, 2.5e-3, 20  # of w; steps between two finite comparisons
+
+
+def noise(g: Tensor, t: Tensor) -> Tensor:
+    """In [-1, 1), 0 where g is 0: a hash, the same when the step is differentiated, that knows nothing of g's sign."""
+    x = torch.sin(g * 12.9898e6 + t * 78.233) * 43758.5453
+    return (2 * (x - torch.floor(x)) - 1) * (g != 0)
+
+
+class State(NamedTuple):
+    m: Tensor
+    v: Tensor
+    more: Tensor
+
+
+class Values(NamedTuple):
+    """What an end of the mixture is made of: moments after this step, and `more` before it."""
+
+    g: Tensor
+    t: Tensor
+    m: Tensor
+    v: Tensor
+    more: Tensor
+    adam: Tensor
+
+
+def lion(now: Values, q: Any) -> tuple[Tensor, Tensor]:
+    return torch.sign(mix(0.95, now.more, now.g)), mix(0.98, now.more, now.g)
+
+
+def avgrad(now: Values, q: Any) -> tuple[Tensor, Tensor]:
+    va = average(now.more, now.v, now.t)
+    return now.m / (1 - q.beta1**now.t) / (sqrt(va / (1 - q.beta2**now.t)) + q.eps), va
+
+
+def yogi(now: Values, q: Any) -> tuple[Tensor, Tensor]:
+    g2 = now.g * now.g
+    v = now.more + (1 - q.beta2) * g2 * torch.sign(g2 - now.more)
+    return now.m / (1 - q.beta1**now.t) / (sqrt(v / (1 - q.beta2**now.t)) + q.eps), v
+
+
+def zero(now: Values, q: Any) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(now.g), now.more
+
+
+def signs(now: Values, q: Any) -> tuple[Tensor, Tensor]:
+    return torch.sign(noise(now.g, now.t)), now.more
+
+
+def shuffled_signs(now: Values, q: Any) -> tuple[Tensor, Tensor]:
+    return now.adam * torch.sign(noise(now.g, now.t)), now.more
+
+
+def noisy_moment(now: Values, q: Any) -> tuple[Tensor, Tensor]:
+    v = now.v * torch.exp(3 * noise(now.g, now.t))
+    return now.m / (1 - q.beta1**now.t) / (sqrt(v / (1 - q.beta2**now.t)) + q.eps), now.more
+
+
+class End(NamedTuple):
+    label: str
+    direction: Callable[[Values, Any], tuple[Tensor, Tensor]]
+    real: bool
+
+
+ENDS = {
+    "lion": End("Lion", lion, True),
+    "avgrad": End("AVGrad", avgrad, True),
+    "yogi": End("Yogi", yogi, True),
+    "zero": End("no step", zero, False),
+    "signs": End("random signs", signs, False),
+    "shuffled": End("Adam's step with random signs", shuffled_signs, False),
+    "moment": End("Adam's step over a random second moment", noisy_moment, False),
+}
+
+
+def mixture(end: End) -> type[RuleOptimizer]:
+    """Adam and `end` as a rule: w A + (1 - w) O + a A + o O."""
+
+    class Mixture(RuleOptimizer):
+        table = {
+            "beta1": BETA1, "beta2": BETA2, "w": Coefficient(START, 0.0, 1.0, "weight of Adam"),
+            "a": Coefficient(0.0, 0.0, 1.0, "measures A"), "o": Coefficient(0.0, 0.0, 1.0, "measures O"),
+        }  # fmt: skip
+        constants = {"eps": 1e-8}
+        State = State
+
+        @staticmethod
+        def advance(q, s, g, t):
+            m, v = mix(q.beta1, s.m, g), mix(q.beta2, s.v, g * g)
+            adam = m / (1 - q.beta1**t) / (sqrt(v / (1 - q.beta2**t)) + q.eps)
+            other, more = end.direction(Values(g, t, m, v, s.more, adam), q)
+            return (q.w + q.a) * adam + (1 - q.w + q.o) * other, State(m, v, more)
+
+    return Mixture
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+SIZES = {12: (1, 2, 3), 48: (1, 2, 3)}  # sequences a step: seeds
+TUNED = 8e-3  # Adam's, at 48 sequences (experiment "tuned")
+RATES = (TUNED / 4, TUNED, TUNED * 2)
+SETUP = {
+    "model": {"n_layer": 2, "n_head": 3, "n_embd": 48, "bias": False, "vocab_multiple": 64},
+    "block_size": 64, "steps": 300, "warmup": 30, "weight_decay": 0.1, "rates": RATES, "beta1": 0.9, "beta2": 0.99,
+}  # fmt: skip
+
+
+def runs(scale: str) -> Sequence[Computation]:
+    if scale != "laptop":
+        return ()
+    return [Computation(f"placebo/{name}-{batch}", scale, "placebo", compute,
+                        SETUP | {"end": name, "batch_size": batch, "seeds": seeds}, minutes=2.5 if batch == 12 else 5.0)
+            for batch, seeds in SIZES.items() for name in ["none", *ENDS]]  # fmt: skip
+
+
+def compute(settings: Mapping[str, Any]) -> Record:
+    """{rate: columns over the seeds}. The end "none" is Adam alone."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for lr in settings["rates"]:
+        for seed in settings["seeds"]:
+            for name, value in train(settings, lr, seed).items():
+                rows.setdefault(f"{lr:g}", {}).setdefault(name, []).append(value)
+    return {"rows": rows}
+
+
+def train(settings: Mapping[str, Any], lr: float, seed: int) -> dict[str, float]:
+    """One run: where w ends, the validation loss, the mean of h and of its parts, and the finite criterion."""
+    data = open_dataset("shakespeare_char", prepare=True)
+    B, T, steps = settings["batch_size"], settings["block_size"], settings["steps"]
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(vocab_size=data.vocab_size, block_size=T, dropout=0.0, **settings["model"]))
+    alone = settings["end"] == "none"
+    rule = mixture(ENDS["zero" if alone else settings["end"]])
+    fixed = {"beta1": settings["beta1"], "beta2": settings["beta2"], "w": 1.0 if alone else START}
+    learned = {"w": STILL if alone else HYPER_LR, "a": STILL, "o": STILL}
+
+    def optimizer_of(net: GPT) -> RuleOptimizer:
+        return rule(net.param_groups(settings["weight_decay"]), lr, hyper_lr=learned, max_grad_norm=1.0, compile=False,
+                    **fixed)  # fmt: skip
+
+    optimizer = optimizer_of(model)
+    twin = GPT(model.config)
+    other = optimizer_of(twin)
+    schedule = {"learning_rate": lr, "min_lr": lr / 10, "warmup": settings["warmup"], "steps": steps}
+    hs: list[dict[str, float]] = []
+    finite: list[float] = []
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        model(*batch(data, seed, step, B, T))[1].backward()
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, schedule)
+        if step % EVERY == 0 and not alone:
+            finite.append(advantage(model, optimizer, twin, other, batch(data, seed, step + 1, B, T)))
+        optimizer.step()
+        if step > 1:
+            hs.append(optimizer.hypergradients)
+    found = {"w": optimizer.coefficients["w"], "val_loss": mean_loss(model, data.val, val_starts(data.val, T), 64)}
+    found |= {f"h_{name}": mean([h[name] for h in hs]) for name in ("w", "a", "o")}
+    if finite:
+        found |= {"finite": mean(finite), "finite_share": mean([float(value < 0) for value in finite])}
+    return found
+
+
+def batch(data: Any, seed: int, step: int, B: int, T: int) -> tuple[Tensor, Tensor]:
+    return train_batch(data.train, seed, step, range(B), T)
+
+
+@torch.no_grad()
+def advantage(model: GPT, optimizer: RuleOptimizer, twin: GPT, other: RuleOptimizer, next_batch: Any) -> float:
+    """The next batch's loss after a step along A alone, minus that after one along O alone: below 0, A is better."""
+    losses = []
+    for w in (1.0, 0.0):
+        twin.load_state_dict(model.state_dict())
+        state = optimizer.state_dict()
+        state["scalars"]["q"] = state["scalars"]["q"].clone()
+        state["scalars"]["q"][list(optimizer.learned).index("w")] = w
+        other.load_state_dict(state)
+        for mine, its in zip(twin.parameters(), model.parameters(), strict=True):
+            mine.grad = its.grad.clone() if its.grad is not None else None
+        other._hyper = other._hyper._replace(rate=torch.zeros_like(other._hyper.rate))  # w stays where it was put
+        other.step()
+        losses.append(twin(*next_batch)[1].item())
+    return losses[0] - losses[1]
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+
+
+def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    rows = []
+    for record in records.values():
+        end = record["settings"]["end"]
+        if end == "none":
+            continue
+        base = records.get(f"placebo/none-{record['settings']['batch_size']}", {}).get("rows", {})
+        for lr, columns in record["rows"].items():
+            seeds = record["settings"]["seeds"]
+            alone = dict(zip(seeds, base[lr]["val_loss"], strict=True)) if lr in base else {}
+            cost = paired(alone, dict(zip(seeds, columns["val_loss"], strict=True)))
+            rows.append([
+                f"{ENDS[end].label}{'' if ENDS[end].real else ' (placebo)'}", str(record["settings"]["batch_size"]),
+                f"{float(lr) / TUNED:g}", str(len(seeds)), mean_and_spread(columns["w"], 3), str(cost or ""),
+                *(f"{1e3 * mean(columns[f'h_{part}']):+.3f}" for part in ("a", "o")),
+                f"{1e3 * mean(columns['finite']):+.3f}", f"{mean(columns['finite_share']):.0%}",
+            ])  # fmt: skip
+    header = ["the other end", "sequences", "times Adam's tuned rate", "n", "w at the end", "loss minus Adam's",
+              "-lr <g, A> x 1000", "-lr <g, O> x 1000", "finite: A minus O, x 1000", "A better in"]  # fmt: skip
+    return [
+        Text(
+            f"w, the weight of Adam, starts at {START} and is learned at {HYPER_LR:g} a step for 300 steps. w falls "
+            "where -lr <g, A> is above -lr <g, O>: the first is positive where the step that was made overshot (the "
+            "next gradient points back), whatever stands at the other end. The last two columns compare the two ends by "
+            f"the next batch's loss, every {EVERY} steps."
+        ),
+        Table(header, rows),
+    ]
+
+
+EXPERIMENT = Experiment(
+    "placebo", "Placebos: does a hypergradient tell a better optimizer from noise?",
+    "Does Adam's weight fall for a corner that is worth nothing as readily as for a real one?", runs, show,
+    in_all=False,
+)  # fmt: skip
