@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from study.page import COLORS, Block, Figure
-from study.statistics import mean
 
 from . import language
 from .experiment import Experiment, Record, Training
@@ -22,37 +23,51 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 
 def losses(name: str, records: dict[str, Record]) -> Figure:
-    """Both losses of each row against steps, the whole run and its last half."""
+    """Losses minus Adam's of the same seed against steps, bands over the seeds; Adam's own above."""
     found = language.by_row(records)
     n = {len(seeds) for seeds in found.values()}
+    kinds = {"val_loss": "Validation loss", "train_loss": "Training loss, smoothed"}
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(2, 2)
-        for row, (which, title) in zip(
-            panels, {"val_loss": "Validation loss", "train_loss": "Training loss, smoothed"}.items(), strict=True
-        ):
+        panels = figure.subplots(2, 2, sharex=True, height_ratios=(1, 2.2))
+        adam = found.get("adam", {})
+        for column, (which, title) in zip(panels.T, kinds.items(), strict=True):
+            for record in adam.values():
+                steps, values = curve(record, which)
+                column[0].plot(steps, values, color=COLORS[0], linewidth=1)
+            column[0].set(title=f"{title}: Adam's")
+            column[1].axhline(0, color=COLORS[0], linewidth=1)
+            column[1].set(title=f"{title}, minus Adam's", xlabel="step")
             for (key, seeds), color in zip(found.items(), COLORS, strict=False):
-                curves = [record["curves"] for record in seeds.values()]
-                points = [
-                    (step, mean([curve[which][i] for curve in curves]))
-                    for i, step in enumerate(curves[0]["step"])
-                    if step and all(curve[which][i] is not None for curve in curves)
-                ]
-                for axes in row:
-                    axes.plot(*zip(*points, strict=True), color=color, linewidth=1.3, label=language.ROWS[key].label,
-                              marker="o" if which == "val_loss" else None, markersize=3)  # fmt: skip
-            row[0].set(title=title, xlabel="step", ylabel="nats per token")
-            row[1].set(title="the last half", xlabel="step")
-            lines = [line for line in row[1].lines if len(line.get_xdata())]
-            end = max(line.get_xdata()[-1] for line in lines)
-            points = [point for line in lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
-            late = [y for x, y in points if x >= end / 2]
-            row[1].set(xlim=(end / 2, end), ylim=(min(late) - 0.01, max(late) + 0.01))
-        handles, labels = panels[0, 0].get_legend_handles_labels()
+                both = sorted(seeds.keys() & adam.keys())
+                if key == "adam" or not both:
+                    continue
+                steps, _ = curve(seeds[both[0]], which)
+                differences = np.array([curve(seeds[s], which)[1] - curve(adam[s], which)[1] for s in both])
+                column[1].plot(steps, differences.mean(0), color=color, label=language.ROWS[key].label)
+                column[1].fill_between(steps, differences.min(0), differences.max(0), color=color, alpha=0.2)
+            column[1].set_yscale("symlog", linthresh=0.05)
+            column[1].yaxis.set_major_formatter("{x:+g}")
+        panels[0, 0].set_ylabel("nats per token")
+        panels[1, 0].set_ylabel("difference, nats per token")
+        handles, labels = panels[1, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
     seeds = " to ".join(str(k) for k in sorted({min(n), max(n)}))
-    return Figure(name, f"Losses, means over n = {seeds} seeds. {language.about(records)}", draw, (9, 6.5))
+    caption = (
+        f"Lines: means over n = {seeds} seeds of the difference from Adam with the same seed; bands: least to largest. "
+        f"Linear within 0.05 of 0, logarithmic beyond. {language.about(records)}"
+    )
+    return Figure(name, caption, draw, (9, 6.5))
+
+
+def curve(record: Record, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values where it was measured, after the first step."""
+    curves = record["curves"]
+    points = [(step, value) for step, value in zip(curves["step"], curves[which], strict=True)
+              if step and value is not None]  # fmt: skip
+    steps, values = zip(*points, strict=True)
+    return np.array(steps), np.array(values)
 
 
 EXPERIMENT = Experiment(

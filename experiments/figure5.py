@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.figure import COEFFICIENTS, SYMBOLS
+from runtime.figure import COEFFICIENTS, SYMBOLS, stretch
 from study.page import Block, Figure, Table, Text
 
 from . import language
-from .experiment import POINTS, Experiment, Record, Training
+from .experiment import PAPER, POINTS, Experiment, Record, Training
 
 TITLES = {
     "mada_rho0": "Figure 5: from (0.9, 0.95, 0)",
@@ -15,6 +15,11 @@ TITLES = {
     "mada": "Figure 7: from (0.9, 0.95, 0.9)",
     "mada_shakespeare": "From Adam, Shakespeare setting",
 }
+AUTHORS: dict[str, Any] = PAPER["coefficients"]
+CAPTION = (
+    "Coefficients against steps, one line a seed, on a scale that is stretched near 0 and 1. Dots: the authors' run at "
+    "the same steps, where their learning rate is still in its warm-up."
+)
 SAYS = {
     "mada_rho0": "beta1 rises, then falls; rho up, to 0, up again",
     "mada_poor": "larger moves than in figure 5; beta1 rises, then falls",
@@ -40,7 +45,14 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
                     label = SYMBOLS[name] if record is next(iter(seeds.values())) else None
                     curve = record["curves"]
                     axes.plot(curve["step"], curve[name], color=color, linewidth=2.6 - 0.3 * i, label=label, alpha=0.8)
-            axes.set(title=TITLES[key], xlabel="step", ylim=(-0.03, 1.03))
+            if authors := AUTHORS.get(key):
+                last = max(next(iter(seeds.values()))["curves"]["step"])
+                early = [i for i, step in enumerate(AUTHORS["steps"]) if step <= last]
+                for name, color in COEFFICIENTS.items():
+                    axes.plot([AUTHORS["steps"][i] for i in early], [authors[name][i] for i in early], "o",
+                              color=color, markeredgecolor="black", markersize=4, clip_on=False)  # fmt: skip
+            stretch(axes)
+            axes.set(title=TITLES[key], xlabel="step")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
 
@@ -53,7 +65,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
                 moved.append(f"{curve[0]:.3g} to {curve[-1]:.3f} ({min(curve):.3f} to {max(curve):.3f})")
             rows.append([TITLES[key], str(seed), *moved, SAYS[key]])
     return [
-        Figure("figure5", "Coefficients against steps, one line a seed.", draw, (10, 0.6 + 3.4 * -(-len(found) // 2))),
+        Figure("figure5", CAPTION, draw, (10, 0.6 + 3.4 * -(-len(found) // 2))),
         Text(f"{language.about(records)} Each cell: start to end (least to largest of about {POINTS} steps between)."),
         Table(["run", "seed", *COEFFICIENTS, "the paper says"], rows),
     ]

@@ -26,8 +26,8 @@ MINUTES = {"laptop": 0.5, "gpu": 2.0, "paper": 4.0}
 NEAR = 1.05  # robust: within 5% of the best
 FAR = 1.12  # losses beyond this multiple of the best count as that: one that diverged says nothing about its neighbours
 CAPTION = (
-    f"Final training loss over the initial coefficients, losses above {FAR:g} times the best cut to that; dots: runs, "
-    "white line: 5% above the best of all."
+    "Final losses over the initial coefficients, a cell for each run: training above, validation below. Colour: "
+    f"training loss, cut at {FAR:g} times the best."
 )
 
 
@@ -49,13 +49,13 @@ def runs(scale: str) -> Sequence[Training]:
     return found
 
 
-def losses(scale: str, records: dict[str, Record]) -> dict[str, np.ndarray]:
-    """{optimizer: (beta2, beta1) final training losses}, NaN where there is no record, infinite where it diverged."""
+def losses(scale: str, records: dict[str, Record], kind: str = "loss_on_train") -> dict[str, np.ndarray]:
+    """{optimizer: (beta2, beta1) final losses}, NaN where there is no record, infinite where it diverged."""
     beta1s, beta2s = GRIDS[scale]
 
     def loss(name: str) -> float:
-        final = records[name]["final"] if name in records else {"loss_on_train": np.nan}
-        return final.get("loss_on_train", np.inf)
+        final = records[name]["final"] if name in records else {kind: np.nan}
+        return final.get(kind, np.inf)
 
     return {o: np.array([[loss(name_of(o, b1, b2)) for b1 in beta1s] for b2 in beta2s]) for o in CONFIGS}
 
@@ -81,8 +81,9 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     if any(np.isnan(grid).any() for grid in grids.values()):
         return incomplete(scale, records, about)
     note = Text(
-        f"{about} For the contours and the share of the area, losses above {FAR:g} times the best of all are cut to "
-        "that and all are interpolated linearly between the runs; a run that diverged counts as one of those."
+        f"{about} For the share of the area, losses above {FAR:g} times the best of all are cut to that and all are "
+        f"interpolated linearly between the runs; a run that diverged counts as one of those. These two constants "
+        f"({NEAR:g} and {FAR:g}) decide the order of the shares."
     )
     header = ["optimizer", "initial beta1", *(f"beta2 = {beta2:g}" for beta2 in beta2s)]
     table = Table(header, [[optimizer, f"{beta1:g}", *map(cell, grid[:, i])]
@@ -98,7 +99,8 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         robust.append([optimizer, *map(cell, (grid.min(), np.median(grid), grid.max())), near, f"{area:.0%}", says])
     header = ["optimizer", "lowest loss", "median", "highest", "runs within 5% of the best", "share of the area",
               "paper, highest to lowest loss"]  # fmt: skip
-    figure = Figure("figure8", CAPTION, partial(draw, grids, beta1s, beta2s, best), (10, 3.4))
+    on_val = losses(scale, records, "val_loss")
+    figure = Figure("figure8", CAPTION, partial(draw, grids, on_val, beta1s, beta2s, best), (10, 3.4))
     return [note, figure, Table(header, robust), table]
 
 
@@ -110,24 +112,31 @@ def incomplete(scale: str, records: dict[str, Record], about: str) -> Sequence[B
         for record in records.values()
     ]  # fmt: skip
     size = " That is the paper's own size." if scale != "laptop" else ""
-    words = f"{about}{size} {len(records)} of the {len(runs(scale))} points, so no contours."
+    words = f"{about}{size} {len(records)} of the {len(runs(scale))} points, so no picture."
     header = ["optimizer", "initial beta1", "initial beta2", "training loss", "validation loss"]
     return [Text(words), Table(header, rows)]
 
 
 def draw(
-    grids: dict[str, np.ndarray], beta1s: Sequence[float], beta2s: Sequence[float], best: float, figure: Any
-) -> None:
-    panels = figure.subplots(1, len(grids), sharey=True)
-    levels = np.linspace(best, FAR * best, 13)
-    for axes, (optimizer, grid) in zip(panels, grids.items(), strict=True):
-        drawn = axes.contourf(beta1s, beta2s, np.minimum(grid, FAR * best), levels, cmap="viridis")
-        axes.contour(beta1s, beta2s, np.minimum(grid, FAR * best), [NEAR * best], colors="white", linewidths=1.5)
-        axes.plot(*np.meshgrid(beta1s, beta2s), "k.", markersize=5, clip_on=False)
+    grids: dict[str, np.ndarray], on_val: dict[str, np.ndarray], beta1s: Sequence[float], beta2s: Sequence[float],
+    best: float, figure: Any,
+) -> None:  # fmt: skip
+    """A cell for each run, coloured by its training loss, with both losses in it where there is room."""
+    room = len(beta1s) * len(beta2s) <= 50
+    for axes, (optimizer, grid) in zip(figure.subplots(1, len(grids), sharey=True), grids.items(), strict=True):
+        limits = {"vmin": best, "vmax": FAR * best}
+        drawn = axes.imshow(np.minimum(grid, FAR * best), origin="lower", aspect="auto", cmap="viridis", **limits)
+        for i, j in np.ndindex(grid.shape) if room else ():
+            light = grid[i, j] > (1 + FAR) / 2 * best
+            words = "\n".join(f"{x:.3f}" if x < 10 else "far" for x in (grid[i, j], on_val[optimizer][i, j]))
+            axes.text(j, i, words, ha="center", va="center", fontsize=7, color="black" if light else "white")
+        for axis, values in ((axes.xaxis, beta1s), (axes.yaxis, beta2s)):
+            shown = range(0, len(values), max(1, len(values) // 6))
+            axis.set_ticks([*shown], [f"{values[i]:g}" for i in shown])
         axes.set(title=optimizer, xlabel=r"initial $\beta_1$")
         axes.grid(False)
-    panels[0].set_ylabel(r"initial $\beta_2$")
-    figure.colorbar(drawn, ax=panels, label="final training loss", format="%.2f")
+    figure.axes[0].set_ylabel(r"initial $\beta_2$")
+    figure.colorbar(drawn, ax=figure.axes, label="final training loss", format="%.2f")
 
 
 def cell(loss: float) -> str:

@@ -78,10 +78,9 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         for axes, (key, title) in zip(panels, titles.items(), strict=True):
             for (name, curve), color in zip(curves.items(), COLORS, strict=False):
                 if key in curve:
-                    millions = [step / 1e6 for step in curve["step"]]
                     dash = "-" if name in SAYS else "--"
-                    axes.plot(millions, curve[key], dash, color=color, label=name, linewidth=1.6)
-            axes.set(title=title, xlabel="steps (millions)")
+                    axes.plot(curve["step"], curve[key], dash, color=color, label=name, linewidth=1.6)
+            axes.set(title=title, xlabel="step", xscale="log")
         panels[0].axhline(0, color="0.8", linewidth=0.8)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

@@ -238,8 +238,8 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         Text(
             f"w, the weight of Adam, starts at {START} and is learned at {HYPER_LR:g} a step for 300 steps. w falls "
             "where -lr <g, A> is above -lr <g, O>: the first is positive where the step that was made overshot (the "
-            "next gradient points back), whatever stands at the other end. The last two columns compare the two ends by "
-            f"the next batch's loss, every {EVERY} steps."
+            "next gradient points back), whatever stands at the other end. The last two columns compare the two ends "
+            f"by the next batch's loss, every {EVERY} steps."
         ),
         Table(header, rows),
     ]

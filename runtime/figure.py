@@ -119,6 +119,13 @@ def unstretched(y: np.ndarray) -> np.ndarray:
     return (10.0**y * (1 + FLOOR) - FLOOR) / (1 + 10.0**y)
 
 
+def stretch(axes: Any) -> None:
+    """Give the y axis this scale."""
+    axes.set_yscale("function", functions=(stretched, unstretched))
+    axes.set_yticks(ticks := [0, 0.01, 0.1, 0.5, 0.9, 0.99, 1], [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(0, 1)
+
+
 def _draw_values(axes: Any, rows: Rows, names: list[str]) -> None:
     within = True
     for i, name in enumerate(names):  # each thinner than the one before: equal lines stay visible
@@ -128,9 +135,7 @@ def _draw_values(axes: Any, rows: Rows, names: list[str]) -> None:
         style = {"linewidth": max(3.2 - 0.3 * i, 0.8), "clip_on": False}
         axes.plot(steps, values, label=SYMBOLS.get(name, name) + change, color=_color(name, i), **style)
     if within:
-        axes.set_yscale("function", functions=(stretched, unstretched))
-        axes.set_yticks(ticks := [0, 0.01, 0.1, 0.5, 0.9, 0.99, 1], [f"{tick:g}" for tick in ticks])
-        axes.set_ylim(0, 1)
+        stretch(axes)
     axes.set(title="Learned coefficients (scale stretched near 0 and 1)" if within else "Learned coefficients")
 
 
