@@ -187,7 +187,7 @@ def of_tuning() -> Iterator[Verdict]:
         if difference and difference.n >= FEW:
             equal = difference.low > -tuned.EQUAL and difference.high < tuned.EQUAL
             verdict = "yes" if difference.high < 0 else "no, worse" if difference.low > 0 else "not seen"
-            yield Verdict(claim, "", str(difference), f"61,728 parameters, 3,072 tokens a step, n = {difference.n}",
+            yield Verdict(claim, "", str(difference), f"{tuned.SIZE}, n = {difference.n}",
                           f"no, equal within {tuned.EQUAL}" if equal else verdict)  # fmt: skip
 
 
