@@ -1,0 +1,68 @@
+"""The tuned comparison: what is read from a sweep's runs."""
+
+from itertools import product
+
+import pytest
+
+import sweep
+from experiments import tuned
+from study.runs import Result
+from study.statistics import paired
+
+
+def result(rate: float, beta2: float, seed: int, loss: float | None) -> Result:
+    config = {"learning_rate": rate, "beta2": beta2, "seed": seed, "beta1": 0.9}
+    rows = [{"step": 0, "seconds": 0.0, "val_loss": 4.0, "beta1": 0.9, "beta2": beta2},
+            {"step": 100, "seconds": 9.0, "val_loss": loss, "beta1": 0.9, "beta2": beta2}]  # fmt: skip
+    final = {} if loss is None else {"val_loss": loss, "train_loss": loss - 0.1, "seconds": 9.0}
+    return Result("run", config, rows, final, "finished" if final else "diverged at step 3", {})
+
+
+GRID = [result(rate, beta2, 1, None if rate == 0.04 else 2 + abs(rate - 0.02) + abs(beta2 - 0.99))
+        for rate, beta2 in product((0.01, 0.02, 0.04), (0.95, 0.99, 0.999))]  # fmt: skip
+
+
+def test_a_record_holds_the_grid_and_the_fresh_seeds() -> None:
+    fresh = [result(0.02, 0.99, seed, 2 + seed / 100) for seed in (3, 2)] + [result(0.02, 0.99, 4, None)]
+    record = tuned.record_of([*GRID, *fresh], ["learning_rate", "beta2"], {1})
+    assert len(record["grid"]) == 9 and sum(None in point["val_loss"] for point in record["grid"]) == 3
+    assert record["optimum"] == {"learning_rate": "0.02", "beta2": "0.99"} and record["inside"]
+    assert (record["seeds"], record["val_loss"], record["diverged"]) == ([2, 3], [2.02, 2.03], 1)
+    assert record["coefficients"] == {"beta1": [0.9, 0.9], "beta2": [0.99, 0.99]}
+    assert tuned.steps_to(record, 3.0) == "51" and tuned.steps_to(record, 1.0) == "not reached"
+
+
+@pytest.mark.parametrize(("rate", "beta2", "is_inside"), [(0.02, 0.99, True), (0.04, 0.99, False), (0.02, 0.95, False)])
+def test_an_optimum_at_an_end_is_called_that(rate: float, beta2: float, is_inside: bool) -> None:
+    record = tuned.record_of([*GRID, result(rate, beta2, 2, 2.0)], ["learning_rate", "beta2"], {1})
+    assert record["inside"] == is_inside
+
+
+def test_no_decay_is_a_natural_end() -> None:
+    grid = [{"point": {"weight_decay": value}} for value in (0.0, 0.1, 1.0)]
+    assert tuned.inside(grid, {"weight_decay": 0.0}, "weight_decay")
+    assert not tuned.inside(grid, {"weight_decay": 1.0}, "weight_decay")
+
+
+@pytest.mark.parametrize(("shift", "noise", "expected"), [
+    (0.0, 0.001, "equal within 0.005"), (-0.1, 0.001, "lower"), (0.1, 0.001, "higher"), (0.0, 0.1, "undecided"),
+])  # fmt: skip
+def test_the_verdict_follows_from_the_interval(shift: float, noise: float, expected: str) -> None:
+    first = {seed: 2.0 for seed in range(10)}
+    difference = paired(first, {seed: 2 + shift + noise * (-1) ** seed for seed in range(10)})
+    assert difference is not None
+    assert tuned.verdict(difference, difference.p) == expected
+
+
+def test_every_arm_has_nine_points_of_two_axes_and_is_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, arm in tuned.arms("laptop").items():
+        lists = sweep.lists_of([a for a in arm.arguments() if "=" in a and not a.startswith("--fresh")])
+        sizes = {key: len(values) for key, values in lists.items() if len(values) > 1}
+        assert sizes.pop("learning_rate") == 3 and [*sizes.values()] == [3], name
+
+
+def test_decays_are_widened_in_their_distance_from_one() -> None:
+    grid = [{"beta2": value, "learning_rate": "1"} for value in ("0.95", "0.99", "0.999")]
+    assert [point["beta2"] for point in sweep.beyond(grid[2], grid, ["beta2"])] == ["0.9999"]
+    assert [point["beta2"] for point in sweep.beyond(grid[0], grid, ["beta2"])] == ["0.75"]
+    assert sweep.beyond(grid[1], grid, ["beta2"]) == []
