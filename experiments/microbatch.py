@@ -5,7 +5,6 @@ and the micro-batch's gradient, learns from that, and hands its coefficients to 
 whole batch's gradient and, its own rates being next to nothing, learns nothing more.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from model import GPT, GPTConfig
 from optim import RuleOptimizer, build_optimizer
 
 from .experiment import Record
+from .small import rate
 from .training_loss import EVALUATION_BATCHES, mean_loss
 
 STILL = 1e-300  # a rate above 0, so that the coefficient counts as learned, at which nothing moves
@@ -76,10 +76,3 @@ def train(settings: Mapping[str, Any]) -> Record:
     on_val = mean_loss(model, data.val, val_starts(data.val, T), B)
     return {"final": {"val_loss": on_val, "loss_on_train": on_train, **twins.optimizer.coefficients}}
 
-
-def rate(step: int, settings: Mapping[str, Any]) -> float:
-    """Linear warm-up, then a cosine, as train.py has it."""
-    peak, low, warmup = settings["learning_rate"], settings["min_lr"], settings["warmup"]
-    if step <= warmup:
-        return peak * step / (warmup + 1)
-    return low + 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / (settings["steps"] - warmup))) * (peak - low)

@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data import open_dataset, train_batch, val_starts
-from model import GPT, GPTConfig
+from model import GPT
 from optim import RuleOptimizer
 from optim.mada import average
 from optim.rule import BETA1, BETA2, Coefficient, mix, sqrt
 from study.page import Block, Table, Text
 from study.statistics import mean, mean_and_spread, paired
 
+from . import small
 from .experiment import Computation, Experiment, Record
-from .microbatch import STILL, rate
-from .training_loss import mean_loss
+from .microbatch import STILL
 
 START, HYPER_LR, EVERY = 0.95, 2.5e-3, 20  # of w; steps between two finite comparisons
 
@@ -154,44 +153,33 @@ def compute(settings: Mapping[str, Any]) -> Record:
 
 def train(settings: Mapping[str, Any], lr: float, seed: int) -> dict[str, float]:
     """One run: where w ends, the validation loss, the mean of h and of its parts, and the finite criterion."""
-    data = open_dataset("shakespeare_char", prepare=True)
-    B, T, steps = settings["batch_size"], settings["block_size"], settings["steps"]
-    torch.manual_seed(seed)
-    model = GPT(GPTConfig(vocab_size=data.vocab_size, block_size=T, dropout=0.0, **settings["model"]))
     alone = settings["end"] == "none"
     rule = mixture(ENDS["zero" if alone else settings["end"]])
     fixed = {"beta1": settings["beta1"], "beta2": settings["beta2"], "w": 1.0 if alone else START}
     learned = {"w": STILL if alone else HYPER_LR, "a": STILL, "o": STILL}
 
-    def optimizer_of(net: GPT) -> RuleOptimizer:
-        return rule(net.param_groups(settings["weight_decay"]), lr, hyper_lr=learned, max_grad_norm=1.0, compile=False,
-                    **fixed)  # fmt: skip
+    def make(model: GPT) -> RuleOptimizer:
+        groups = model.param_groups(settings["weight_decay"])
+        return rule(groups, lr, hyper_lr=learned, max_grad_norm=1.0, compile=False, **fixed)
 
-    optimizer = optimizer_of(model)
-    twin = GPT(model.config)
-    other = optimizer_of(twin)
-    schedule = {"learning_rate": lr, "min_lr": lr / 10, "warmup": settings["warmup"], "steps": steps}
-    hs: list[dict[str, float]] = []
+    hs: list[dict[str, float]] = []  # of the steps before
     finite: list[float] = []
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        model(*batch(data, seed, step, B, T))[1].backward()
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, schedule)
-        if step % EVERY == 0 and not alone:
-            finite.append(advantage(model, optimizer, twin, other, batch(data, seed, step + 1, B, T)))
-        optimizer.step()
-        if step > 1:
+    twins: list[tuple[GPT, RuleOptimizer]] = []  # made where they are needed first
+
+    def look(step: int, model: GPT, optimizer: RuleOptimizer, batch: Any) -> None:
+        if step > 2:
             hs.append(optimizer.hypergradients)
-    found = {"w": optimizer.coefficients["w"], "val_loss": mean_loss(model, data.val, val_starts(data.val, T), 64)}
+        if step % EVERY == 0 and not alone:
+            if not twins:
+                twins.append((twin := GPT(model.config), make(twin)))
+            finite.append(advantage(model, optimizer, *twins[0], batch(step + 1)))
+
+    loss, optimizer = small.train(settings, lr, seed, make, look)
+    found = {"w": optimizer.coefficients["w"], "val_loss": loss}
     found |= {f"h_{name}": mean([h[name] for h in hs]) for name in ("w", "a", "o")}
     if finite:
         found |= {"finite": mean(finite), "finite_share": mean([float(value < 0) for value in finite])}
     return found
-
-
-def batch(data: Any, seed: int, step: int, B: int, T: int) -> tuple[Tensor, Tensor]:
-    return train_batch(data.train, seed, step, range(B), T)
 
 
 @torch.no_grad()

@@ -1,0 +1,103 @@
+"""Robustness as regret: how far above the best tuned constants an optimizer ends, over starts and learning rates.
+
+In the place of figure 8's share of an area, whose two constants decide its order, and on the validation loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from model import GPT
+from optim import RuleOptimizer, build_optimizer
+from study.page import COLORS, Block, Figure, Table, Text
+
+from . import small, tuned
+from .experiment import Computation, Experiment, Record
+
+BETA1S, BETA2S = (0.1, 0.5, 0.8, 0.9, 0.97), (0.6, 0.9, 0.97, 0.99)
+FACTORS = (0.25, 0.5, 1.0, 2.0)  # of Adam's tuned rate
+LEARN = {"hyper_lr": 2.5e-3, "hyper_momentum": {name: 0.5 for name in ("beta1", "beta2")}}  # config/shakespeare_char.py
+OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "adam": ("Adam", "adam", {}),
+    "hyperadam": ("HyperAdam", "hyperadam", LEARN),
+    "mada": ("MADA", "mada", LEARN | {"hyper_momentum": dict.fromkeys(("beta1", "beta2", "beta3", "rho", "c"), 0.5)}),
+    "sign": ("MADA, sign steps in log space", "mada",
+             {"hyper_lr": 1e-2, "hyper_optimizer": "sign", "hyper_space": "log", "box": {"beta2": (0.501, 0.9999)}}),
+}  # fmt: skip
+MODEL = {"n_layer": 2, "n_head": 4, "n_embd": 128, "bias": False, "vocab_multiple": 64}  # tuned's
+SETUP = {"model": MODEL, "block_size": 32, "batch_size": 24, "steps": 300, "warmup": 30, "weight_decay": 0.1, "seed": 1}
+
+
+def runs(scale: str) -> Sequence[Computation]:
+    """None before Adam is tuned."""
+    adam = tuned.load(scale, "adam") if scale == "laptop" else None
+    if adam is None:
+        return ()
+    best = float(adam["optimum"]["learning_rate"])
+    return [Computation(f"regret/{name}-{factor:g}", scale, "regret", compute,
+                        SETUP | {"optimizer": rule, "options": options, "learning_rate": factor * best,
+                                 "beta1": BETA1S, "beta2": BETA2S}, minutes=8.0)
+            for factor in FACTORS for name, (_, rule, options) in OPTIMIZERS.items()]  # fmt: skip
+
+
+def compute(settings: Mapping[str, Any]) -> Record:
+    """The final validation loss of each start, beta1 outermost; None where it is not finite."""
+    losses = []
+    for beta1, beta2 in product(settings["beta1"], settings["beta2"]):
+        options = settings["options"] | {"beta1": beta1, "beta2": beta2, "eps": 1e-8, "max_grad_norm": 1.0}
+
+        def make(model: GPT, options: Mapping[str, Any] = options) -> RuleOptimizer:
+            groups = model.param_groups(settings["weight_decay"])
+            return build_optimizer(settings["optimizer"], groups, lr=settings["learning_rate"], **options)
+
+        loss = small.train(settings, settings["learning_rate"], settings["seed"], make)[0]
+        losses.append(loss if np.isfinite(loss) else None)
+    return {"losses": losses}
+
+
+def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    adam = tuned.load(scale, "adam")
+    assert adam is not None  # else there are no runs
+    best = min(loss for point in adam["grid"] for loss in point["val_loss"] if loss is not None)
+    regret: dict[str, list[float]] = {}
+    rows = []
+    for name, (label, _, _) in OPTIMIZERS.items():
+        for factor in FACTORS:
+            record = records.get(f"regret/{name}-{factor:g}")
+            if record:
+                found = [np.inf if loss is None else loss - best for loss in record["losses"]]
+                regret.setdefault(name, []).extend(found)
+                rows.append([label, f"{factor:g}", *quantiles(found)])
+        if len(regret.get(name, ())) == len(FACTORS) * len(BETA1S) * len(BETA2S):
+            rows.append([label, "all", *quantiles(regret[name])])
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for (name, found), color in zip(regret.items(), COLORS, strict=False):
+            values = np.sort([value for value in found if np.isfinite(value)])
+            axes.step(values, np.arange(1, len(values) + 1) / len(found), color=color, label=OPTIMIZERS[name][0])
+        axes.set(xscale="log", xlabel="regret: validation loss above the best tuned constants", ylabel="share of runs")
+        axes.legend(frameon=False)
+
+    words = (
+        f"{tuned.SIZE}, one seed. {len(BETA1S) * len(BETA2S)} starts (beta1, beta2) at each of {len(FACTORS)} learning "
+        f"rates around tuned Adam's. The best constants of the tuned comparison reach {best:.4f} with that seed."
+    )
+    caption = "Share of the runs whose regret is at most this; further to the upper left is better."
+    header = ["optimizer", "times Adam's tuned rate", "median regret", "90% quantile", "largest"]
+    return [Text(words), Table(header, rows), Figure("regret", caption, draw, (7, 3.6))]
+
+
+def quantiles(found: Sequence[float]) -> list[str]:
+    """Median, 90% quantile and largest; of the values themselves, so that one that diverged is no number between."""
+    ordered = sorted(found)
+    at = [ordered[round(q * (len(ordered) - 1))] for q in (0.5, 0.9, 1.0)]
+    return ["diverged" if np.isinf(value) else f"{value:+.4f}" for value in at]
+
+
+EXPERIMENT = Experiment(
+    "regret", "Robustness as regret",
+    "From a poor start, how much worse than tuned constants does each optimizer end?", runs, show, in_all=False,
+)  # fmt: skip
