@@ -82,8 +82,8 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         axes.legend(frameon=False)
 
     words = (
-        f"{tuned.SIZE}, one seed. {len(BETA1S) * len(BETA2S)} starts (beta1, beta2) at each of {len(FACTORS)} learning "
-        f"rates around tuned Adam's. The best constants of the tuned comparison reach {best:.4f} with that seed."
+        f"{tuned.SIZES[scale]}, one seed. {len(BETA1S) * len(BETA2S)} starts (beta1, beta2) at each of {len(FACTORS)} "
+        f"learning rates around tuned Adam's. The best constants of the tuned comparison reach {best:.4f} with it."
     )
     caption = "Share of the runs whose regret is at most this; further to the upper left is better."
     header = ["optimizer", "times Adam's tuned rate", "median regret", "90% quantile", "largest"]

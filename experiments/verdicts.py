@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from study.page import Block, Table, Text
-from study.statistics import FEW, Losses, Paired, paired, pooled
+from study.statistics import FEW, Losses, Paired, paired, pooled, signed_rank
 
 from . import (
     appendix_d,
@@ -183,11 +183,11 @@ def of_tuning() -> Iterator[Verdict]:
         ("muon", "adam"): "Muon beats Adam, both tuned (ours)",
     }
     for (key, against), claim in claims.items():
-        difference = paired(losses.get(against, {}), losses.get(key, {}))
+        difference = signed_rank(losses.get(against, {}), losses.get(key, {}))
         if difference and difference.n >= FEW:
             equal = difference.low > -tuned.EQUAL and difference.high < tuned.EQUAL
             verdict = "yes" if difference.high < 0 else "no, worse" if difference.low > 0 else "not seen"
-            yield Verdict(claim, "", str(difference), f"{tuned.SIZE}, n = {difference.n}",
+            yield Verdict(claim, "", str(difference), f"{tuned.SIZES['laptop']}, n = {difference.n}",
                           f"no, equal within {tuned.EQUAL}" if equal else verdict)  # fmt: skip
 
 

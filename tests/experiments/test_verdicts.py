@@ -98,7 +98,12 @@ def tuned() -> Iterator[tuple[str, list[float]]]:
     }  # fmt: skip
     for claim, (key, against) in claims.items():
         if key in losses and against in losses:
-            yield claim, difference(losses, key, against)
+            points = np.array([losses[key][s] - losses[against][s] for s in losses[key].keys() & losses[against]])
+            n = len(points)
+            walsh = np.sort([(points[i] + points[j]) / 2 for i in range(n) for j in range(i, n)])
+            reject = [stats.wilcoxon(points - w, method="exact", zero_method="zsplit").pvalue < 0.05 for w in walsh]
+            kept = walsh[~np.array(reject)]
+            yield claim, [np.median(walsh), kept[0], kept[-1], stats.wilcoxon(points, method="exact").pvalue]
 
 
 def signs(batch: int) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from study.statistics import holm, mean_and_spread, paired
+from study.statistics import holm, mean_and_spread, paired, pooled, signed_rank
 
 
 @pytest.mark.parametrize(("freedom", "t"), [(2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042)])
@@ -44,3 +46,38 @@ def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:
     assert math.isnan(corrected.pop("untested"))
     assert corrected == pytest.approx({"a": 0.04, "c": 0.09, "b": 0.09, "d": 0.9})  # 4 x 0.01, 3 x 0.03, max(2 x 0.04)
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+
+
+@pytest.mark.parametrize("n", [5, 6, 10, 17])
+def test_signed_rank_agrees_with_scipys(n: int) -> None:
+    random = np.random.default_rng(n)
+    for shift in (-0.5, 0.0, 1.0):
+        values = dict(enumerate(random.normal(shift, 1, n)))
+        ours = signed_rank(dict.fromkeys(values, 0.0), values)
+        assert ours is not None
+        assert ours.p == pytest.approx(stats.wilcoxon([*values.values()], method="exact").pvalue)
+        for edge, sign in ((ours.low, -1), (ours.high, 1)):  # just inside it is not rejected, just outside it is
+            if math.isfinite(edge):
+                moved = [[value - edge + sign * 1e-9 * side for value in values.values()] for side in (1, -1)]
+                inside, outside = (stats.wilcoxon(m, method="exact").pvalue for m in moved)
+                assert outside <= 0.05 < inside
+
+
+def test_signed_rank_is_not_moved_by_an_outlier() -> None:
+    values = dict(enumerate([0.01, 0.012, 0.009, 0.011, 0.01, 0.013, 0.008, 0.0105, 0.0095, -5.0]))
+    result = signed_rank(dict.fromkeys(values, 0.0), values)
+    assert result is not None and result.difference == pytest.approx(0.01, abs=0.002)
+    assert signed_rank({1: 2.0}, {2: 1.0}) is None
+    few = signed_rank({1: 2.0, 2: 2.0}, {1: 1.0, 2: 1.0})
+    assert few is not None and few.low == -math.inf and few.p == 0.5
+
+
+def test_few_seeds_take_the_spread_of_all_rows() -> None:
+    losses = {"base": dict.fromkeys((1, 2, 3), 2.0), "a": {1: 2.1, 2: 2.2, 3: 2.3}, "b": {1: 2.1, 2: 2.1, 3: 2.1}}
+    shared = pooled(losses, "base")
+    assert shared == (pytest.approx(math.sqrt(0.02 / 4)), 4)
+    result = paired(losses["base"], losses["b"], shared=shared)
+    half = 2.7764 * math.sqrt(0.005) / math.sqrt(3)
+    assert result is not None and (result.low, result.high) == pytest.approx((0.1 - half, 0.1 + half), abs=1e-4)
+    assert str(result) == f"+0.1000 [{0.1 - half:+.4f}, {0.1 + half:+.4f}]"
+    assert pooled({"base": {1: 2.0}, "a": {1: 1.0}}, "base") is None
