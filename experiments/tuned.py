@@ -185,8 +185,8 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             f"{median(record['train_loss']):.4f}",
             steps_to(record, target), f"{mean(record['seconds']):.0f}",
         ])  # fmt: skip
-    header = ["optimizer", "points tried", "optimum", "median loss", "worst seed's", "minus Adam's", "p, Holm", "verdict",
-              "median training loss", "steps to tuned Adam's loss", "seconds"]  # fmt: skip
+    header = ["optimizer", "points tried", "optimum", "median loss", "worst seed's", "minus Adam's", "p, Holm",
+              "verdict", "median training loss", "steps to tuned Adam's loss", "seconds"]  # fmt: skip
     about = (
         f"{SIZES[scale]}. Each optimizer has a grid of 3 learning rates times 3 values of one thing more, seed "
         f"{TUNED_ON} at each. Where the lowest loss lies at an end, that end is moved out by the grid's ratio until it "
