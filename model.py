@@ -143,9 +143,19 @@ class GPT(nn.Module):
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.head(x[:, [-1], :]), None  # (B, 1, P)
+        return None, self.loss(x, targets, reduction)
+
+    def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+        """Cross entropy of the head's logits for its input (B, T, C) against targets (B, T)."""
         logits = self.head(x)  # (B, T, P)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
-        return None, loss
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
+
+    def compile_parts(self) -> None:
+        """Compile a block, whose code all blocks use, and the loss: the same work for a compiler whatever n_layer is.
+        What lies between, embeddings and the last norm, is a few kernels."""
+        for block in self.blocks:
+            block.compile()
+        self.loss = torch.compile(self.loss)  # type: ignore[method-assign]
 
     def hidden(self, idx: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) -> input of the head (B, T, C)."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -26,7 +26,7 @@ import torch
 
 from data import Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE
-from runtime import checkpoint, optimizers, parallel, signals, start
+from runtime import checkpoint, graph, optimizers, parallel, signals, start
 from runtime.cli import program
 from runtime.parallel import World
 from runtime.recorder import Clock, Recorder, prepare_out_dir
@@ -97,6 +97,8 @@ class Config:
     parallel: Annotated[Literal["ddp", "fsdp"], "each process has the whole model (ddp) or a part (fsdp)"] = "ddp"
     activation_checkpointing: Annotated[bool, "recompute blocks in the backward pass: less memory, slower"] = False
     compile: Annotated[bool | None, "model and optimizer; None: the optimizer, and the model on a GPU"] = None
+    cuda_graph: Annotated[bool | None, "a step as CUDA graphs, on one GPU; None: where kernels are short"] = None
+    deterministic: Annotated[bool, "the same bits for the same seed on a GPU too: slower"] = False
     dist_timeout: Annotated[Count, "a process that waits longer for the others gives up (seconds)"] = 1800
 
 
@@ -142,10 +144,8 @@ def accumulate(net: Any, tokens: Tokens, batch: int, cfg: Config, world: World) 
         if cfg.dropout:  # the masks belong to the micro-batch, whichever process works on it
             torch.manual_seed(int(np.random.SeedSequence((cfg.seed, batch, micro)).generate_state(1, np.uint64)[0]))
         with world.no_sync(net) if i < part - 1 else nullcontext():
-            with world.autocast():
-                loss = net(world.move(x), world.move(y))[1]
-            (loss / part).backward()  # not of all micro-batches: DDP and FSDP average over the processes
-        total += loss.detach() / cfg.gradient_accumulation_steps
+            loss = world.backward(net, world.move(x), world.move(y), part)  # DDP and FSDP average over the processes
+        total += loss / cfg.gradient_accumulation_steps
     return total
 
 
@@ -180,9 +180,9 @@ class Run:
     cfg: Config
     dataset: Dataset
     model: GPT
-    net: Any  # the model to validate with: compiled, or sharded
-    ddp: Any  # the same to train with: backward averages gradients over the processes
+    net: Any  # the same to train with: backward averages gradients over the processes
     optimizer: Any
+    update: Callable[[], None]  # the optimizer's step
     recorder: Recorder
     spikes: Spikes
     clock: Clock
@@ -204,11 +204,12 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
     torch.manual_seed(cfg.seed)
     model = (begin.pretrained or GPT(begin.model_config)).to(world.device)
     model.activation_checkpointing(cfg.activation_checkpointing)
-    net, ddp = world.parallelize(model, compile_model)
+    net = world.parallelize(model, compile_model)
     optimizer = optimizers.build(cfg, model, compile_optimizer)
     if saved:
         checkpoint.restore(saved, model, optimizer)
     optimizer.zero_grad(set_to_none=False)  # views of its flat buffer: otherwise step 1 holds every gradient twice
+    net, update = graph.captured(cfg, net, optimizer, world)
     no_room = checkpoint.space_problem(cfg.out_dir, model, optimizer, cfg.keep_checkpoints) if world.rank == 0 else ""
     if no_room and not saved:  # a resumed run tries: where a save fails it goes on
         raise ConfigError(no_room)
@@ -219,7 +220,7 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
         recorder.say(line)
     clock = Clock(begin.seconds, begin.step)
     val_losses = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
-    return Run(cfg, dataset, model, net, ddp, optimizer, recorder, begin.spikes, clock, world, begin.step,
+    return Run(cfg, dataset, model, net, optimizer, update, recorder, begin.spikes, clock, world, begin.step,
                begin.unlogged, val_losses)  # fmt: skip
 
 
@@ -234,9 +235,8 @@ def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop |
         lr = learning_rate(step, cfg)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)  # torch optimizers whose groups differ (Muon)
-        loss = accumulate(run.ddp, run.dataset.train, run.spikes.batch(step), cfg, world)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # they stay views of the optimizer's flat buffer
+        loss = accumulate(run.net, run.dataset.train, run.spikes.batch(step), cfg, world)
+        run.update()
         run.step = step
         run.recorder.step()
         signals.between_steps_only()  # there is something to save now
@@ -261,7 +261,7 @@ def after_step(run: Run, loss: torch.Tensor) -> Stop | Rollback | None:
         speed = run.clock.steps_per_second(step)
     if validate and not leaving:
         with optimizers.evaluating(run.optimizer):  # Schedule-Free trains other weights than it evaluates
-            val_loss = evaluate(run.net, run.dataset.val, cfg, world)
+            val_loss = evaluate(run.model, run.dataset.val, cfg, world)
         leaving = val_loss is None
     if log and not leaving:
         run.recorder.write(step, train_loss, val_loss, learning_rate(step, cfg), run.clock.seconds(), speed)

@@ -12,13 +12,14 @@ from benchmarks.measure import SIX
 from data import DataError, open_dataset
 from model import GPT, GPTConfig, peak_flops
 from optim import build_optimizer
-from runtime import memory, parallel
+from runtime import graph, memory, parallel
 from runtime.settings import parse
 
 CONTENDERS: dict[str, dict[str, Any]] = {  # the name up to the first _ is the optimizer's
     "adamw": {},
     "adam": {},
     "mada": {"hyper_lr": SIX},
+    "mada_half": {"hyper_lr": SIX, "half": ("m", "n", "v", "va", "l", "g", "pending")},
     "mada_without_lion": {"hyper_lr": {name: rate for name, rate in SIX.items() if name != "gamma"}},
     "mada_weights_first": {"hyper_lr": SIX, "order": "weights_first"},
 }
@@ -93,7 +94,7 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> Trainer:
         tokens = RandomTokens(vocab_size)
     model = new_model(cfg, vocab_size).to(world.device)
     model.activation_checkpointing(cfg.activation_checkpointing)
-    _, net = world.parallelize(model, bool(cfg.compile or world.device.type == "cuda"))
+    net = world.parallelize(model, bool(cfg.compile or world.device.type == "cuda"))
     groups = model.param_groups(cfg.weight_decay)
     settings: dict[str, Any] = {"lr": cfg.learning_rate, "max_grad_norm": cfg.grad_clip, "compile": cfg.compile}
     optimizer: Any
@@ -105,15 +106,17 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> Trainer:
         optimizer = build_optimizer(rule, groups, **settings)
         optimizer.zero_grad(set_to_none=False)
         state = optimizer.options.state_bytes()
+        net, update = graph.captured(cfg, net, optimizer, world)
 
     def iterate() -> None:
         nonlocal step
         step += 1
         train.accumulate(net, tokens, step, cfg, world)
-        if name == "adamw":
-            torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+        if name != "adamw":
+            return update()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=name == "adamw")  # what is best for each
+        optimizer.zero_grad()  # set to None, which is best for it
 
     count = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     peak = peak_flops(world.device, world.dtype)

@@ -131,8 +131,9 @@ class RuleOptimizer(Optimizer):
         nan, zero = torch.full_like(one, float("nan")), torch.zeros_like(one, dtype=torch.int64)
         self._scalars = Scalars(
             fixed=vector(asked.start[k] for k in self.options.fixed),
-            q=q, q_applied=q, momentum=torch.zeros_like(q), square=torch.zeros_like(q), h=nan.expand_as(q).clone(),
-            norm=nan, clip=one, clip_applied=one, accept=one.bool(), steps=zero, skipped=zero,
+            q=q, q_applied=q.clone(), momentum=torch.zeros_like(q), square=torch.zeros_like(q),
+            h=nan.expand_as(q).clone(), norm=nan, clip=one, clip_applied=one.clone(), accept=one.bool(),
+            steps=zero, skipped=zero.clone(),
             lr_start=vector([float(lr)])[0],
         )  # fmt: skip
         self._needs_norm = bool(self.learned) or max_grad_norm is not None
@@ -258,7 +259,7 @@ class RuleOptimizer(Optimizer):
             return loss
         for b in buckets:
             b.gather()
-            b.sync_param_groups()
+        self.sync_param_groups()
 
         if self._needs_norm:
             sums = self._total({b: self._sums(b) for b in buckets})
@@ -279,6 +280,22 @@ class RuleOptimizer(Optimizer):
             if self.options.order == "weights_first":
                 self._learn_from(sums[:-1])
         return loss
+
+    def sync_param_groups(self) -> None:
+        """Copy the groups' learning rates and weight decays, where they changed, to the device."""
+        for b in self.buckets:
+            b.sync_param_groups()
+
+    def step_in_place(self) -> None:
+        """`step`, but its numbers stay where they are in memory: a CUDA graph of it can be replayed, each time after
+        `sync_param_groups`."""
+        own = self._scalars
+        try:
+            self.step()
+            for old, new in zip(own, self._scalars, strict=True):
+                old.copy_(new)
+        finally:
+            self._scalars = own
 
     def _sums(self, b: Bucket) -> Tensor:
         """The bucket's hypergradients, flat, and |g|^2."""

@@ -190,6 +190,8 @@ def problems(cfg: Any) -> Iterator[tuple[str, str]]:
         return
     except (ValueError, TypeError) as error:
         yield fields, f"optimizer={cfg.optimizer}: {error}"
+    if cfg.cuda_graph and not is_rule(load(cfg.optimizer)):
+        yield "cuda_graph optimizer", f"cuda_graph=True is for a rule of optim/ or your own, not {cfg.optimizer}"
 
 
 def table() -> str:

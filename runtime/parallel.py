@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime import memory, signals
+from runtime.graph import Graphed
 from runtime.settings import ConfigError
 from runtime.watchdog import PeerLost, Watchdog, store_of_torchrun
 
@@ -83,20 +84,29 @@ class World:
         """Whether all processes pass the same number; also a barrier."""
         return self.sum(torch.tensor(number, dtype=torch.float64, device=self.device))[0] == number * self.size
 
-    def parallelize(self, model: Any, compiled: bool) -> tuple[Any, Any]:
-        """(the compiled or sharded model, the same with gradients averaged over the processes)."""
+    def parallelize(self, model: Any, compiled: bool) -> Any:
+        """Compile and shard the model, in place; the same with gradients averaged over the processes."""
+        if compiled:
+            model.compile_parts()
         if self.sharded:
-            shard(model, self, compiled)
-            return model, model
-        net = torch.compile(model) if compiled else model
-        return net, DistributedDataParallel(net) if self.size > 1 else net
+            shard(model, self)
+        return DistributedDataParallel(model) if self.size > 1 and not self.sharded else model
+
+    def backward(self, net: Any, x: torch.Tensor, y: torch.Tensor, part: int) -> torch.Tensor:
+        """Add the gradient of the mean loss over a micro-batch, divided by `part`, to .grad; that loss."""
+        if isinstance(net, Graphed):
+            return net.backward(x, y)
+        with self.autocast():
+            loss = net(x, y)[1]
+        (loss / part).backward()
+        return loss.detach()
 
     def no_sync(self, net: Any) -> AbstractContextManager[Any]:
         """DDP's no_sync. FSDP2 reduces after every micro-batch, as unsharded gradients would take too much memory."""
         return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
 
 
-def shard(model: Any, world: World, compiled: bool) -> None:
+def shard(model: Any, world: World) -> None:
     """Apply FSDP2 to each block and to the rest of the model.
 
     Parameters and gradient reductions are float32. With bfloat16, the parameters of blocks are gathered and multiplied
@@ -109,12 +119,23 @@ def shard(model: Any, world: World, compiled: bool) -> None:
     mesh = init_device_mesh(world.device.type, (world.size,))
     low = world.dtype if world.dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    blocks: Any = model.transformer["h"]
-    for block in blocks:
-        if compiled:
-            block.compile()
+    for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
+
+
+def deterministic(on: bool) -> None:
+    """Whether GPUs compute the same bits each time: kernels that add in a fixed order, none chosen by its speed today.
+
+    To be called before CUDA starts. Of attention's backward passes that leaves flash's.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", not on)  # noqa: B010  (a property of the module)
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cuda.enable_cudnn_sdp(not on)
+    torch.backends.cuda.enable_mem_efficient_sdp(not on)
 
 
 @contextlib.contextmanager
@@ -122,11 +143,12 @@ def session(cfg: Any) -> Iterator[World]:
     """The process group of a training run, with the signal handlers of runtime/signals.py.
 
     Args:
-        cfg: has device, dtype, dist_timeout, parallel and batch_size.
+        cfg: has device, dtype, dist_timeout, parallel, batch_size and deterministic.
     Raises:
         ConfigError: out of memory. PeerLost: another process died.
     """
     with signals.listening():
+        deterministic(cfg.deterministic)
         try:
             world = join(cfg.device, cfg.dtype, cfg.dist_timeout, cfg.parallel == "fsdp")
             try:
@@ -136,6 +158,7 @@ def session(cfg: Any) -> Iterator[World]:
             except RuntimeError as error:
                 raise world.explain(error) from None
         finally:
+            deterministic(False)
             leave()
 
 
@@ -177,6 +200,8 @@ def problems(cfg: Any) -> Iterator[tuple[str, str]]:
             f"together and is not divisible by the {processes} processes of this run"
         )
     yield from device_problems(cfg.device)
+    if cfg.cuda_graph and (processes > 1 or resolve(cfg.device) == "cpu"):
+        yield "cuda_graph", f"cuda_graph=True is for one process on a GPU, not {processes} on {resolve(cfg.device)}"
 
 
 def device_problems(device: str) -> Iterator[tuple[str, str]]:

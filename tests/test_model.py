@@ -1,5 +1,6 @@
 """GPT-2 against an independent implementation, and what model.py says about itself."""
 
+import functools
 import math
 
 import pytest
@@ -213,3 +214,21 @@ def test_dropout_is_for_training_only() -> None:
     torch.manual_seed(0)
     losses = {model(idx, idx)[1].item() for _ in range(3)}
     assert len(losses) == 3
+
+
+def test_the_blocks_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    idx, targets = torch.randint(0, 13, (2, 2, 8))
+    losses, graphs = [], torch._dynamo.utils.counters["stats"]
+    for compiled in (False, True):
+        model = small_gpt(n_layer=12).train()
+        if compiled:
+            graphs.clear()
+            model.compile_parts()
+        for _ in range(3):
+            loss = model(idx, targets)[1]
+            loss.backward()
+        losses.append([loss.item(), *(p.grad.norm().item() for p in model.parameters())])
+    assert graphs["unique_graphs"] == 2  # of a block and of the loss, not 13
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)

@@ -1,0 +1,95 @@
+"""A training step as CUDA graphs: kernels so short that launching them takes longer are launched all at once.
+
+After some plain steps two graphs are captured, and replayed from then on: the forward and backward pass of a
+micro-batch, and the optimizer's step. What differs between two replays lies in memory of the device that does not move:
+the batch, learning rates and weight decays, whatever the optimizer learns, counts or refuses. The seed of a
+micro-batch's dropout is the generator's when the replay begins. So a run with graphs is the same run, and the host
+waits for nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from optim import RuleOptimizer
+
+PLAIN = 3  # calls before the capture: they compile, autotune and take the libraries' workspaces
+SHORT = 5e12  # floating-point operations of a micro-batch, milliseconds of a GPU; launches cost less than longer ones
+
+
+def cuda_graph(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """(what replays the kernels of a call of `function`, what it returned: tensors that each replay writes anew)."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph.replay, result
+
+
+class Replayed:
+    """A function of tensors, captured after PLAIN calls. The tensors that it returns are written anew by each call.
+
+    Where the capture fails, a warning says why and the function is called as before.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+        self.arguments: list[torch.Tensor] = []
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self, *arguments: torch.Tensor) -> Any:
+        self.calls += 1
+        if self.calls == PLAIN + 1:
+            self.arguments = [argument.clone() for argument in arguments]
+            try:
+                self.replay, self.result = cuda_graph(lambda: self.function(*self.arguments))
+            except RuntimeError as error:  # what CUDA does not capture
+                reason = str(error).strip().splitlines()[0]
+                warnings.warn(f"the run goes on without CUDA graphs, the capture failed: {reason}", stacklevel=2)
+        if self.replay is None:
+            return self.function(*arguments)
+        for mine, given in zip(self.arguments, arguments, strict=True):
+            mine.copy_(given, non_blocking=True)
+        self.replay()
+        return self.result
+
+
+class Graphed:
+    """A model to train with, whose `backward` (of World in parallel.py) is replayed."""
+
+    def __init__(self, net: Any, part: int, world: Any) -> None:
+        self.parameters = net.parameters
+        self.backward = Replayed(lambda x, y: world.backward(net, x, y, part))
+
+
+def pays(cfg: Any, net: Any, optimizer: Any, world: Any) -> bool:
+    """Whether a step becomes graphs where `cuda_graph` does not say."""
+    possible = world.device.type == "cuda" and world.size == 1 and isinstance(optimizer, RuleOptimizer)
+    short = possible and net.flops_per_token() * cfg.batch_size * cfg.block_size < SHORT
+    return short and not cfg.activation_checkpointing  # which reads the generator's state, if it is not compiled
+
+
+def captured(cfg: Any, net: Any, optimizer: Any, world: Any) -> tuple[Any, Callable[[], None]]:
+    """(the model to train with, the optimizer's step, which leaves zeroed gradients in place), as graphs or not."""
+    if not (pays(cfg, net, optimizer, world) if cfg.cuda_graph is None else cfg.cuda_graph):
+
+        def plain() -> None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)  # they stay views of the optimizer's flat buffer
+
+        return net, plain
+
+    def step() -> None:
+        optimizer.step_in_place()
+        optimizer.zero_grad(set_to_none=False)
+
+    replayed = Replayed(step)
+
+    def update() -> None:
+        optimizer.sync_param_groups()
+        replayed()
+
+    return Graphed(net, cfg.gradient_accumulation_steps, world), update
