@@ -1,13 +1,13 @@
 """Endurance: a run that is killed at random times and resumed, compared with one that was left alone.
 
-    python -m benchmarks.soak config/quickstart.py [--key=value ...] [--hours=2] [--between=60,300] [--seed=1]
+    python -m benchmarks.soak config/quickstart.py [--key=value ...] [--hours=2] [--between=60,300] [--seed=1] [--flat=0.03]
 
 First the undisturbed run, then for `hours` one run after another: every 60 to 300 seconds (`between`) a signal, SIGKILL
 three times of four and otherwise SIGTERM, after which `--init_from=auto` resumes it. Each finished run must have the
 rows (except for seconds) and the last checkpoint of the undisturbed one, bit by bit. A "life" is one process of a run.
 Its anonymous memory (without the page cache: mapped tokens, libraries) is read every 2 seconds; from its first save to
-its last step, the mean of the last third of the readings may be at most 3% above that of the first third (saves and
-validations move single readings by as much). The run that is going on when the time is over is finished without more
+its last step, the mean of the last third of the readings may be at most 3% (`flat`) above that of the first third
+(saves and validations move single readings by as much). The run that is going on when the time is over is finished without more
 kills. Exit code 1: something was not equal or not flat.
 """
 
@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
+from benchmarks import training
 from benchmarks.measure import own_options, write
-from runtime import checkpoint
+from runtime import checkpoint, parallel
 from runtime.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAT = 0.03  # largest part by which memory may grow from a life's first third to its last
 EVERY = 2.0  # seconds between two readings
 
 
@@ -93,9 +93,10 @@ def same(a: object, b: object) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    own, argv = own_options(argv, {"hours": "2", "between": "60,300", "seed": "1", "out": ""})
+    own, argv = own_options(argv, {"hours": "2", "between": "60,300", "seed": "1", "out": "", "flat": "0.03"})
+    device = parallel.resolve(training.config(argv, "benchmarks.soak").device)
     shortest, longest = map(float, own["between"].split(","))
-    rng = random.Random(int(own["seed"]))
+    rng, flat = random.Random(int(own["seed"])), float(own["flat"])
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"the runs and what they print are in {folder}", flush=True)
 
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> int:
         sys.exit(f"error: the undisturbed run failed: {(folder / 'undisturbed.log').read_text()[-1000:]}")
     runs: list[dict[str, Any]] = [{"lives": [untouched], "differences": []}]
     print(f"undisturbed: {untouched['seconds']:.0f} s, memory grew by {untouched['growth']:.2%}", flush=True)
-    bad = untouched["growth"] > FLAT
+    bad = untouched["growth"] > flat
     while time.monotonic() < end:
         out_dir, lives = folder / f"run-{len(runs)}", []
         while True:
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> int:
             code = lives[-1]["exit"]
             print(f"run {len(runs)}, life {len(lives)}: step {lives[-1]['from']} to {lives[-1]['to']}, "
                   f"{lives[-1]['seconds']:.0f} s, exit {code}, memory grew by {lives[-1]['growth']:.2%}", flush=True)
-            bad |= lives[-1]["growth"] > FLAT
+            bad |= lives[-1]["growth"] > flat
             if code == 0:
                 break
             if code not in (-signal.SIGKILL, 130, -signal.SIGTERM):  # the last: before train.py handles signals
@@ -126,7 +127,7 @@ def main(argv: list[str]) -> int:
         print(f"run {len(runs) - 1} {'differs in ' + ', '.join(unequal) if unequal else 'equals the undisturbed one'}",
               flush=True)
         hours = (time.monotonic() - end) / 3600 + float(own["hours"])
-        path = write(own["out"] or None, "soak", "cpu", runs, config=argv, hours=round(hours, 3))
+        path = write(own["out"] or None, "soak", device, runs, config=argv, hours=round(hours, 3))
     if len(runs) == 1:
         sys.exit(f"error: the undisturbed run took all the time: give more than --hours={own['hours']}")
     kills = sum(len(run["lives"]) - 1 for run in runs)

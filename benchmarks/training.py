@@ -69,6 +69,7 @@ def config(argv: list[str], program: str) -> train.Config:
 
 
 def join(cfg: train.Config) -> parallel.World:
+    parallel.deterministic(cfg.deterministic)
     return parallel.join(cfg.device, cfg.dtype, 600, cfg.parallel == "fsdp")
 
 
