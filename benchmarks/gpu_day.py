@@ -188,8 +188,8 @@ def judged(rows: Mapping[str, list[dict[str, Any]]], seconds: float) -> list[dic
 
 def main(argv: list[str]) -> int:
     """Exit code 0 if every part was done to its end."""
-    defaults = {"out": os.environ.get("OUT", str(ROOT / "out" / "gpu_day")), "minutes": "45" if "--tiny" in argv else "9"}
-    own, rest = own_options(argv, {**defaults, "only": "", "device": "auto"})
+    out_default, minutes = os.environ.get("OUT", str(ROOT / "out" / "gpu_day")), "45" if "--tiny" in argv else "9"
+    own, rest = own_options(argv, {"out": out_default, "minutes": minutes, "only": "", "device": "auto"})
     if unknown := [argument for argument in rest if argument != "--tiny"]:
         sys.exit(f"benchmarks.gpu_day: unknown {' '.join(unknown)}: it has --out, --minutes, --only, --device, --tiny")
     tiny, device = "--tiny" in rest, resolve(own["device"])
