@@ -93,6 +93,7 @@ CASES = {
     "mada": ["--hyper_momentum=0.5"],
     "mada, weights first, from a late step on": ["--order=weights_first", "--hyper_start=6"],
     "adam, no dropout": ["--optimizer=adam", "--dropout=0", "--hyper_lr=None"],
+    "mada, learned by Adam": ["--hyper_optimizer=adam", "--hyper_space=log"],
     "a learned rate": ["--optimizer=adam", "--hyper_lr={'lr': 1e-4, 'beta1': 1e-3}", "--hyper_momentum=0"],
 }
 
