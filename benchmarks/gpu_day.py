@@ -84,7 +84,7 @@ def parts(tiny: bool, device: str, work: Path) -> list[Part]:
             *(["benchmarks.scale", f"--alone={case}", "--seconds=0", *here] for case in cached),
         ], together=True),
         Part("optimizer-step", 100, [step("optimizer-step", seconds, *names)]),
-        Part("iteration", 120, [[*iteration, "--only=adamw,adam,mada,mada_half", f"--out={work / 'iteration.json'}",
+        Part("iteration", 150, [[*iteration, "--only=adamw,adam,mada,mada_half", f"--out={work / 'iteration.json'}",
                                  f"--seconds={'1' if tiny else '20'}"]]),
         scale("small", 90, "0.8M-mada,11M-mada,11M-mada-deterministic,11M-mada-launched"),
         Part("soak", 110, [soak]),
@@ -140,11 +140,12 @@ def collect(tiny: bool, work: Path, out: Path) -> dict[str, list[dict[str, Any]]
             shutil.copy(path, out / path.name)
     if scale:
         write(str(out / "scale.json"), "scale", "cuda" if torch.cuda.is_available() else "cpu", scale)
+    now = commit()
     with tarfile.open(out / "records.tar", "w") as tar:
         for path in sorted((ROOT / "experiments/records" / ("laptop" if tiny else "gpu") / "grid").glob("*.json")):
             tar.add(path, path.relative_to(ROOT))
             record = json.loads(path.read_text())
-            rows.setdefault("grid", []).extend([record] if record["commit"] == commit() else [])
+            rows.setdefault("grid", []).extend([record] if record["commit"] == now else [])
     return rows
 
 
