@@ -93,7 +93,8 @@ def trainer(name: str, cfg: train.Config, world: parallel.World) -> Trainer:
     except DataError:
         vocab_size = 50257
         tokens = RandomTokens(vocab_size)
-    model = new_model(cfg, vocab_size).to(world.device)
+    with world.device:  # a CPU would need many seconds for the random weights of GPT-2 XL
+        model = new_model(cfg, vocab_size)
     model.activation_checkpointing(cfg.activation_checkpointing)
     net = world.parallelize(model, bool(cfg.compile or world.device.type == "cuda"))
     groups = model.param_groups(cfg.weight_decay)
