@@ -80,7 +80,7 @@ class Config:
     hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
     hyper_optimizer: Annotated[Literal["sgd", "sign", "adam"], "of the coefficients; the paper's is sgd"] = "sgd"
     hyper_space: Annotated[Literal["linear", "log"], "log: in -log(1 - beta), logit(weight)"] = "linear"
-    box: Annotated[dict[str, Any], "{NAME: (low, high)}, where a learned one may go"] = field(default_factory=dict)
+    box: Annotated[dict[str, Any], "where a learned one may go, {NAME: (low, high)}"] = field(default_factory=dict)
     hyper_start: Annotated[Natural, "coefficients are not learned until after this step (steps)"] = 0
     hyper_clip: Annotated[float, "hypergradients are clamped to plus and minus this (loss per unit)"] = 10.0
     order: Annotated[Literal["coefficients_first", "weights_first"], "what a step updates first"] = "coefficients_first"
