@@ -33,7 +33,7 @@ COMMON = {
 }  # fmt: skip
 SIZES = {"laptop": "406,272 parameters, 768 tokens a step, 300 steps",
          "gpu": "0.8 million parameters, 16,384 tokens a step, 2,000 steps"}  # fmt: skip
-TUNED_ON, FRESH = "1", 10
+TUNED_ON, FRESH = "1,2", 10
 EQUAL = 0.005  # nats: two losses whose difference certainly lies within this count as equal, stated before the runs
 RATES, DECAYS = "4e-3,8e-3,16e-3", "0,0.1,1"
 BETA2 = "0.95,0.99,0.999"
@@ -104,7 +104,7 @@ def runs(scale: str) -> Sequence[Computation]:
     if scale not in CONFIGS:
         return ()
     return [Computation(f"tuned/{name}", scale, "tuned", partial(tune, f"out/{scale}/tuned/{name}"),
-                        {"arguments": arm.arguments(scale)}, minutes=11.0)
+                        {"arguments": arm.arguments(scale)}, minutes=15.0)
             for name, arm in arms(scale).items()]  # fmt: skip
 
 
@@ -126,9 +126,10 @@ def record_of(results: Sequence[Result], axes: Sequence[str], tuned_on: set[int]
     for key, of_a_point in points.items():
         losses = [result.final.get("val_loss") for result in of_a_point if result.seed in tuned_on]
         grid.append({"point": dict(zip(axes, json.loads(key), strict=True)), "val_loss": losses})
-    fresh = sorted((r for r in results if r.seed not in tuned_on), key=lambda result: result.seed)
-    [best] = {json.dumps([value_of(r, name) for name in axes]) for r in fresh}
-    chosen = dict(zip(axes, json.loads(best), strict=True))
+    means = [mean([math.inf if loss is None else loss for loss in point["val_loss"]]) if point["val_loss"] else math.inf
+             for point in grid]  # fmt: skip
+    chosen = grid[means.index(min(means))]["point"]
+    fresh = sorted((r for r in points[json.dumps([*chosen.values()])] if r.seed not in tuned_on), key=lambda r: r.seed)
     ended = [r for r in fresh if r.state == "finished"]
     columns = [name for name in ended[0].rows[-1] if name in ended[0].config and ended[0].rows[-1][name] is not None]
     curves = [result.curve("val_loss") for result in ended]
@@ -188,9 +189,9 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     header = ["optimizer", "points tried", "optimum", "median loss", "worst seed's", "minus Adam's", "p, Holm",
               "verdict", "median training loss", "steps to tuned Adam's loss", "seconds"]  # fmt: skip
     about = (
-        f"{SIZES[scale]}. Each optimizer has a grid of 3 learning rates times 3 values of one thing more, seed "
-        f"{TUNED_ON} at each. Where the lowest loss lies at an end, that end is moved out by the grid's ratio until it "
-        f"does not (points tried: all of them). Then {FRESH} fresh seeds at the optimum, the same for all, paired by "
+        f"{SIZES[scale]}. Each optimizer has a grid of 3 learning rates times 3 values of one thing more, seeds "
+        f"{TUNED_ON} at each. Where the lowest mean loss lies at an end, that end is moved out by the grid's ratio until "
+        f"it does not (points tried: all of them). Then {FRESH} fresh seeds at the optimum, the same for all, paired by "
         "seed. MADA's hyper rates are its second axis: they are charged to its budget as beta2 is to Adam's. A tuned "
         "rate lies near the edge at which a model of this size stays on the plateau of single characters (2.47), and "
         "in some seeds it does: so the difference is the median of all pairs' averages, with the interval and p of "
@@ -233,7 +234,7 @@ def figure(found: Mapping[str, Record], labels: Mapping[str, str]) -> Figure:
             style = {"color": COLORS[i % len(COLORS)], "linestyle": "-" if i < len(COLORS) else "--"}
             axes.plot([rate * (1 if name != "prodigy" else 1e-2) for rate in at], [best[rate] for rate in at], "o",
                       label=labels[name], markersize=3, **style)  # fmt: skip
-        axes.set(xscale="log", xlabel="learning rate (Prodigy's divided by 100)", ylabel="validation loss, one seed")
+        axes.set(xscale="log", xlabel="learning rate (Prodigy's divided by 100)", ylabel="validation loss, 2 seeds")
         canvas.legend(loc="outside right upper", frameon=False, fontsize=8)
 
     return Figure("tuned", "The lowest loss at each learning rate, over the grid's other axis.", draw, (9, 4.5))

@@ -34,7 +34,9 @@ def test_a_record_holds_the_grid_and_the_fresh_seeds() -> None:
 
 @pytest.mark.parametrize(("rate", "beta2", "is_inside"), [(0.02, 0.99, True), (0.04, 0.99, False), (0.02, 0.95, False)])
 def test_an_optimum_at_an_end_is_called_that(rate: float, beta2: float, is_inside: bool) -> None:
-    record = tuned.record_of([*GRID, result(rate, beta2, 2, 2.0)], ["learning_rate", "beta2"], {1})
+    others = [r for r in GRID if (r.config["learning_rate"], r.config["beta2"]) != (rate, beta2)]
+    record = tuned.record_of([*others, *(result(rate, beta2, seed, 1.5) for seed in (1, 2))],
+                             ["learning_rate", "beta2"], {1})  # fmt: skip
     assert record["inside"] == is_inside
 
 
