@@ -122,7 +122,7 @@ def record_of(results: Sequence[Result], axes: Sequence[str], tuned_on: set[int]
     points: dict[str, list[Result]] = {}
     for result in results:
         points.setdefault(json.dumps([value_of(result, name) for name in axes]), []).append(result)
-    grid = []
+    grid: list[dict[str, Any]] = []
     for key, of_a_point in points.items():
         losses = [result.final.get("val_loss") for result in of_a_point if result.seed in tuned_on]
         grid.append({"point": dict(zip(axes, json.loads(key), strict=True)), "val_loss": losses})
@@ -190,13 +190,13 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
               "verdict", "median training loss", "steps to tuned Adam's loss", "seconds"]  # fmt: skip
     about = (
         f"{SIZES[scale]}. Each optimizer has a grid of 3 learning rates times 3 values of one thing more, seeds "
-        f"{TUNED_ON} at each. Where the lowest mean loss lies at an end, that end is moved out by the grid's ratio until "
-        f"it does not (points tried: all of them). Then {FRESH} fresh seeds at the optimum, the same for all, paired by "
-        "seed. MADA's hyper rates are its second axis: they are charged to its budget as beta2 is to Adam's. A tuned "
-        "rate lies near the edge at which a model of this size stays on the plateau of single characters (2.47), and "
-        "in some seeds it does: so the difference is the median of all pairs' averages, with the interval and p of "
-        "Wilcoxon's signed-rank test, chosen when Adam's ten seeds were seen and no other's; Holm's correction over "
-        f"all rows. Equal: the 95% interval of the difference lies within {EQUAL} nats, fixed before the runs."
+        f"{TUNED_ON} at each. Where the lowest mean loss lies at an end, that end is moved out by the grid's ratio "
+        f"until it does not (points tried: all of them). Then {FRESH} fresh seeds at the optimum, the same for all, "
+        "paired by seed. MADA's hyper rates are its second axis: they are charged to its budget as beta2 is to Adam's. "
+        "A tuned rate lies near the edge at which a model of this size stays on the plateau of single characters "
+        "(2.47), and in some seeds it does: so the difference is the median of all pairs' averages, with the interval "
+        "and p of Wilcoxon's signed-rank test, chosen when Adam's ten seeds were seen and no other's; Holm's correction "
+        f"over all rows. Equal: the 95% interval of the difference lies within {EQUAL} nats, fixed before the runs."
     )
     return [Text(about), Table(header, rows), figure(found, labels), Text(where_they_end(found, labels))]
 

@@ -59,6 +59,7 @@ def test_the_verdict_follows_from_the_interval(shift: float, noise: float, expec
 def test_every_arm_has_nine_points_of_two_axes_and_is_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, arm in tuned.arms("laptop").items():
         lists = sweep.lists_of([a for a in arm.arguments("laptop") if "=" in a and not a.startswith("--fresh")])
+        assert lists.pop("seed") == tuned.TUNED_ON.split(",")
         sizes = {key: len(values) for key, values in lists.items() if len(values) > 1}
         assert sizes.pop("learning_rate") == 3 and [*sizes.values()] == [3], name
 
