@@ -195,8 +195,9 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         "paired by seed. MADA's hyper rates are its second axis: they are charged to its budget as beta2 is to Adam's. "
         "A tuned rate lies near the edge at which a model of this size stays on the plateau of single characters "
         "(2.47), and in some seeds it does: so the difference is the median of all pairs' averages, with the interval "
-        "and p of Wilcoxon's signed-rank test, chosen when Adam's ten seeds were seen and no other's; Holm's correction "
-        f"over all rows. Equal: the 95% interval of the difference lies within {EQUAL} nats, fixed before the runs."
+        "and p of Wilcoxon's signed-rank test, chosen when Adam's ten seeds were seen and no other's; Holm's "
+        f"correction over all rows. Equal: the 95% interval of the difference lies within {EQUAL} nats, a bound set "
+        "before the runs."
     )
     return [Text(about), Table(header, rows), figure(found, labels), Text(where_they_end(found, labels))]
 
