@@ -6,19 +6,17 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
+from cli import MISTAKE, program
 from evaluation.perplexity import open_subject
 from runtime import parallel
-from runtime.cli import program
 from runtime.settings import ConfigError, parse
 
 
@@ -71,25 +69,14 @@ def sample(cfg: Config) -> Iterator[str]:
         yield subject.tokenizer.decode(text[0].tolist())
 
 
-def show(texts: Iterable[str]) -> None:
-    """Print them; characters that standard output cannot encode as escapes. A reader that left (`| head -1`) is the
-    end. Raises ConfigError: standard output cannot be written."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    for text in texts:
-        try:
-            print(f"{text}\n{'-' * 15}", flush=True)
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
-            if isinstance(error, BrokenPipeError):
-                return
-            raise ConfigError(f"the text cannot be written ({error.strerror})") from None
-
-
 @program("sample.py")
-def main(argv: list[str]) -> None:
-    """The command line."""
-    show(sample(parse(Config, argv, check, "sample.py")))
+def main(argv: list[str]) -> int:
+    """The command line. Ends where nobody can read on; a reader that left (`| head -1`) is no error."""
+    for text in sample(parse(Config, argv, check, "sample.py")):
+        print(f"{text}\n{'-' * 15}", flush=True)
+        if lost := getattr(sys.stdout, "error", None):
+            return 0 if isinstance(lost, BrokenPipeError) else MISTAKE
+    return 0
 
 
 if __name__ == "__main__":

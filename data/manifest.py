@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from cli import Mistake
+
 FORMAT = 1
 DTYPE = np.dtype("<u2")
 AGAIN = "prepare it again with --overwrite"  # the remedy for a folder that was changed
 
 
-class DataError(ValueError):
+class DataError(Mistake):
     """A data set that is missing, damaged or asked for wrongly: one line that names the file and the remedy."""
 
 

@@ -14,10 +14,30 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_no
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv as text, without an incomplete last line."""
-    with path.open(newline="", encoding="utf-8") as file:
-        text = file.read()
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    """The rows of a metrics.csv as text, without an incomplete last line. Raises OSError, ValueError."""
+    if path.exists() and not path.is_file():  # reading a named pipe would block
+        raise OSError(0, "not a regular file", str(path))
+    return parse_metrics(path.read_bytes().decode())
+
+
+def parse_metrics(text: str) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+
+
+def rows_until(path: Path, step: int) -> str:
+    """The text of metrics.csv up to a step; "" if there is no file. Raises ConfigError."""
+    try:
+        lines = path.read_bytes().decode().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= step]
+        if {line.count(",") for line in kept} - {line.count(",") for line in lines[:1]}:
+            raise ValueError("rows of other lengths than the header")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error}), and a checkpoint of an earlier version has no copy of it: "
+                          "repair it, or move it away") from None  # fmt: skip
+    return "".join(lines[:1] + kept)
 
 
 def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
+from cli import HelpRequested, Mistake
+
 T = TypeVar("T")
 OPERATORS: dict[type, Callable] = {
     ast.Add: operator.add,
@@ -51,12 +53,8 @@ Natural = Annotated[int, AtLeast(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 
 
-class ConfigError(ValueError):
+class ConfigError(Mistake):
     """The mistakes in a configuration, one per line."""
-
-
-class HelpRequested(Exception):
-    """--help was given; the message is the help text."""
 
 
 class Setting(NamedTuple):

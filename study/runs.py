@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli import Mistake
 from runtime.records import COLUMNS, read_metrics
 
 from .statistics import mean
@@ -123,7 +124,7 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """A run from its out_dir, or from its record. Raises ValueError, one line, for what is neither."""
+    """A run from its out_dir, or from its record. Raises Mistake for what is neither."""
     try:
         if path.is_dir():
             about = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -142,7 +143,7 @@ def read_result(path: Path) -> Result:
             for row in rows:  # a record has the seconds of the whole run alone
                 row["seconds"] = about.get("seconds", 0.0) * row["step"] / steps
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise ValueError(f"{path} is neither the out_dir nor the record of a run: it needs a config.json") from None
+        raise Mistake(f"{path} is neither the out_dir nor the record of a run: it needs a config.json") from None
     refused = bool(rows) and step > 0 and rows[-1].get("train_loss") is None and path.is_dir()
     if "diverged" in final or refused or final.get("val_loss", 0) is None:
         return Result(str(path), config, rows, {}, f"diverged at step {step}", about)
