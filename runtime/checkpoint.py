@@ -307,7 +307,7 @@ def restore(saved: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer)
         if type(error) is RuntimeError and "state_dict" not in str(error):
             raise  # of another process
         what = " ".join(str(error).split())[:300]  # for instance other states, if a coefficient is 0 and not learned
-        raise CheckpointError(f"the checkpoint in {saved['config']['out_dir']} does not match: {what}") from error
+        raise CheckpointError(f"the checkpoint {saved['path']} does not match: {what}") from error
     for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
         group["weight_decay"] = weight_decay  # of this run's config
 

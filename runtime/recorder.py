@@ -181,6 +181,9 @@ class MetricsFile:
 
     def close(self) -> None:
         self.flush()
+        if self._unwritten:
+            rows = self._unwritten.count(b"\n")
+            print(f"metrics.csv lacks the last {rows} lines; a run that resumes makes them again", file=sys.stderr)
         if self._file:
             self._file.close()
 

@@ -208,8 +208,7 @@ def users(here: Path) -> dict[str, list[list[str]]]:
         "run": [[*again, "--init_from=auto"], ["sample.py", run, "--max_new_tokens=9", "--device=cpu"],
                 ["plot.py", str(here / "run")], ["compare.py", str(here / "run"), "--out", str(here / "compared")]],
         "data": [[*again, "--verify_data"], ["evaluate.py", run, data, "--device=cpu"]],
-        "weights": [["evaluate.py", weights, data, "--device=cpu", f"--json={here / 'evaluation.json'}"],
-                    ["export.py", "--from_folder", f"--folder={here / 'weights'}", f"--out_dir={here / 'imported'}"],
+        "weights": [["export.py", "--from_folder", f"--folder={here / 'weights'}", f"--out_dir={here / 'imported'}"],
                     [*again, weights, "--max_iters=1", "--dropout=0"]],
         "own": [["prepare.py", "--input", str(here / "text.txt"), "--tokenizer=char", f"--out={here / 'own'}"]],
     }  # fmt: skip
@@ -225,7 +224,7 @@ def copied(made: Path, here: Path) -> Path:
     """The folders of `made` again."""
     for name in ("run", "data", "weights", "own"):
         shutil.copytree(made / name, here / name)
-    shutil.copy2(made / "text.txt", here)  # with its time
+    (here / "text.txt").symlink_to(made / "text.txt")  # a data set knows the place of its source
     return here
 
 
@@ -250,7 +249,7 @@ def test_whatever_became_of_the_files(made: Path, tmp_path: Path, all_of_them: b
             right[folder, i] = results(here, command[0], end["out"])
     wanted = [(folder, i, file.name, kind) for folder, i in right for file in sorted((made / folder).iterdir())
               if file.is_file() for kind in (*DAMAGES, *PLACES)]  # fmt: skip
-    assert len(wanted) > 600
+    assert len(wanted) > 500
     if not all_of_them:
         wanted = random.Random(2).sample(wanted, FEW)
     wrong = []
