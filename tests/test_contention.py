@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from outcomes import ends_equal
-from processes import ENV, in_processes
+from processes import ENV, forked, in_processes
 
 # Two processes at a time with the same command; one of them is killed at a random moment, the other may take over.
 CONTENDERS = """
@@ -46,3 +46,14 @@ def test_a_contender_is_refused_or_takes_over(small: list[str], tmp_path: Path, 
     assert killed >= kills and refused and finished
     assert len(re.findall(r"belongs to a run of \S+, process \d+: choose another, or wait", done.stderr)) == refused
     ends_equal(tmp_path / "run", tmp_path / "killed")
+
+
+def test_of_two_preparations_of_one_folder_one_is_refused(tmp_path: Path) -> None:
+    jobs = []
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(f"the text of {name}\n" * 20_000)
+        command = ["prepare.py", "--input", str(tmp_path / name), "--tokenizer=char", f"--out={tmp_path / 'data'}"]
+        jobs.append({"argv": command})
+    done, refused = sorted(forked(jobs)[0], key=lambda end: end["code"])
+    assert (done["code"], refused["code"]) == (0, 2) and "Traceback" not in done["err"]
+    assert re.fullmatch(r"prepare.py: \S+ holds other data \(.*\): --overwrite .*\n", refused["err"])
