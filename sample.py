@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import torch
 
 from cli import MISTAKE, program
+from data.manifest import read_text
 from evaluation.perplexity import open_subject
 from runtime import parallel
 from runtime.settings import ConfigError, parse
@@ -56,7 +57,7 @@ def sample(cfg: Config) -> Iterator[str]:
     prompt = cfg.prompt
     if prompt.startswith("file:"):
         try:
-            prompt = Path(prompt.removeprefix("file:")).expanduser().read_text(encoding="utf-8")
+            prompt = read_text(Path(prompt.removeprefix("file:")).expanduser())
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {error}") from None
     ids = subject.tokenizer.encode(prompt).tolist()

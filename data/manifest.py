@@ -46,6 +46,13 @@ def reading(path: str | Path) -> Iterator[None]:
         raise DataError(f"{e.filename or path} cannot be read: {e.strerror or e}") from None
 
 
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a regular file: reading a named pipe would block. Raises OSError, ValueError."""
+    if path.exists() and not path.is_file():
+        raise OSError(0, "not a regular file", str(path))
+    return path.read_bytes().decode()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a half, whenever the power fails."""
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.json")
@@ -78,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(path))
     except FileNotFoundError:
         raise DataError(f"{folder} holds no prepared data (no manifest.json)") from None
     except OSError as e:

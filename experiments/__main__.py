@@ -96,8 +96,7 @@ def make(
     if not wanted:
         names = ", ".join(experiment.name for experiment in chosen)
         like = f" like {only!r}" if only != "*" else ""
-        print(f"{names}: no run{like} at scale {scale} (`list` shows the scales of each)", file=sys.stderr)
-        return 2
+        raise Mistake(f"{names}: no run{like} at scale {scale} (`list` shows the scales of each)")
     if again:
         for run in wanted:
             run.set_aside()

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from cli import Mistake
+from data.manifest import read_text
 from model import GPT, GPTConfig
 from optim.flat import share, whole
 
@@ -360,7 +361,7 @@ def _described(path: Path) -> Checkpoint:
 def _facts(path: Path) -> dict[str, Any]:
     """The json beside a checkpoint. Raises ValueError, TypeError, AttributeError or KeyError if it is not what was
     written: `check` covers all fields, those of earlier versions have none."""
-    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    facts = json.loads(read_text(path.with_suffix(".json")))
     if "check" in facts and facts.pop("check") != _check(facts):
         raise ValueError("check")
     number = f"ckpt_{facts['step']:06d}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import Mistake
+from data.manifest import read_text
 from runtime.records import COLUMNS, read_metrics
 
 from .statistics import mean
@@ -127,10 +128,10 @@ def read_result(path: Path) -> Result:
     """A run from its out_dir, or from its record. Raises Mistake for what is neither."""
     try:
         if path.is_dir():
-            about = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            about = json.loads(read_text(path / "config.json"))
             rows = read_rows(path / "metrics.csv") if (path / "metrics.csv").is_file() else []
         else:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = json.loads(read_text(path))
             columns = about.get("curves", {})
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         config, steps = flat(about["config"]), int(about["config"]["max_iters"])

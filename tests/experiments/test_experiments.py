@@ -418,4 +418,4 @@ def test_the_package_explains_itself() -> None:
 
 def test_a_pattern_that_fits_no_run_is_said(capsys) -> None:
     assert main(["run", "table2", "--only=nothing"]) == 2
-    assert capsys.readouterr().err.startswith("table2: no run like 'nothing' at scale laptop")
+    assert capsys.readouterr().err.startswith("experiments: table2: no run like 'nothing' at scale laptop")
