@@ -31,6 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cli import DIVERGED, Mistake, Parser, program
+from data.manifest import read_text
 from runtime.optimizers import adapt
 from runtime.settings import read_files
 from study import comparison
@@ -59,8 +60,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--baseline", help="of the comparison: see compare.py")
     parser.add_argument("--plan", action="store_true", help="say what would run and about how long, and stop")
     options, settings = parser.parse_known_args(argv)
-    with Runner(Path.cwd()).ending_on_signals() as runner:
-        return Sweep(options, runner).run(settings)
+    try:
+        with Runner(Path.cwd()).ending_on_signals() as runner:
+            return Sweep(options, runner).run(settings)
+    except ValueError as error:  # a setting that is no number, a sweep.json that is none
+        raise Mistake(str(error)) from error
 
 
 def lists_of(arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -141,7 +145,7 @@ class Sweep:
         runner.share_cores(options.jobs)
         self.exits: dict[str, int] = {}  # exit codes of the runs that ended, by folder
         if self.state_path.is_file():
-            self.exits = json.loads(self.state_path.read_text(encoding="utf-8"))
+            self.exits = json.loads(read_text(self.state_path))
 
     def run(self, arguments: Sequence[str]) -> int:
         """Everything: the plan, the runs, the comparison; the exit code."""
@@ -166,7 +170,7 @@ class Sweep:
         seeds = [{"seed": seed} for seed in lists.get("seed", ())] or [{}]
         others = {name: values for name, values in lists.items() if name != "seed"}
         if self.options.runs:
-            lines = self.options.runs.read_text(encoding="utf-8").splitlines()
+            lines = read_text(self.options.runs).splitlines()
             found = [lists_of(line.split()) for line in lines if line.strip() and not line.startswith("#")]
             base = [{name: values[0] for name, values in {**others, **point}.items()} for point in found]
             self.named = list(dict.fromkeys([*self.named, *(name for point in found for name in point)]))
