@@ -14,28 +14,22 @@ confidence interval and p of a two-sided t-test, from three seeds on; p (Holm) i
 differences in the table. The baseline is the best group of adam, or of AdamW, or the first; --baseline names another.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from cli import Parser, program
 from study.comparison import write
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit code 0: done; 2: a mistake to put right."""
-    parser = argparse.ArgumentParser("compare.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+@program("compare.py")
+def main(argv: list[str]) -> None:
+    """The command line."""
+    parser = Parser("compare.py", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="OUT_DIR")
     parser.add_argument("--baseline", default=None, help="label of the group to subtract, or a part of it")
     parser.add_argument("--out", type=Path, default=Path("out/compare"), help="folder of what is written")
     arguments = parser.parse_args(argv)
-    try:
-        print(write(arguments.runs, arguments.out, arguments.baseline))
-    except ValueError as error:
-        print(f"compare.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write(arguments.runs, arguments.out, arguments.baseline))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ checkpoint adds its rows and replaces those measured again.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import json
@@ -28,14 +27,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
+from cli import program
 from data import DataError, open_dataset, texts
 from data.corpora import ROWS
-from data.manifest import write_json
+from data.manifest import read_text, write_json
 from evaluation import perplexity
 from evaluation.perplexity import Stream, Subject, Windows
 from model import GPT
 from runtime import parallel
-from runtime.cli import program
 from runtime.parallel import World
 from runtime.settings import ConfigError, parse
 
@@ -205,10 +204,9 @@ def evaluate(cfg: Config, world: World) -> list[dict[str, Any]]:
     record = Path(os.path.expanduser(cfg.json)) if cfg.json else subject.record
     earlier_rows(record, subject)  # refuses a record that cannot be written before it takes time
 
-    def say(line: str) -> None:  # standard output that is closed or full must not end an evaluation
+    def say(line: str) -> None:
         if world.rank == 0:
-            with contextlib.suppress(OSError):
-                print(line, flush=True)
+            print(line, flush=True)
 
     say(f"{cfg.weights or cfg.out_dir}: {model.num_parameters():,} parameters, "
         f"{subject.facts.get('checkpoint', 'weights')}, {world.size} x {world.card}")
@@ -251,7 +249,7 @@ def earlier_rows(path: Path, subject: Subject) -> list[dict[str, Any]]:
     try:
         if not os.access(path.parent, os.W_OK):
             raise OSError(errno.EACCES, "no such folder, or no permission")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         return found["rows"] if found["model"]["sha256"] == subject.facts["sha256"] else []
     except FileNotFoundError:
         return []

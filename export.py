@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cli import program
 from runtime import checkpoint, huggingface
 from runtime.checkpoint import CheckpointError
-from runtime.cli import program
 from runtime.settings import parse
 
 
@@ -55,7 +55,7 @@ def export(cfg: Config) -> str:
         written = _save(out_dir, 0, None, content)
         return f"{model.num_parameters():,} parameters of {cfg.folder} are in {written.path}"
     if cfg.one_file:
-        chosen = (checkpoint.best if cfg.which == "best" else checkpoint.newest)(out_dir)
+        chosen = checkpoint.chosen(out_dir, cfg.which)
         written = _save(folder, chosen.step, chosen.val_loss, checkpoint.load(chosen))
         return f"{chosen.path} is in {written.path}"
     chosen, _, model = checkpoint.open_model(out_dir, cfg.which)

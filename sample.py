@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
+from cli import MISTAKE, program
+from data.manifest import read_text
 from evaluation.perplexity import open_subject
 from runtime import parallel
-from runtime.cli import program
 from runtime.settings import ConfigError, parse
 
 
@@ -58,7 +57,7 @@ def sample(cfg: Config) -> Iterator[str]:
     prompt = cfg.prompt
     if prompt.startswith("file:"):
         try:
-            prompt = Path(prompt.removeprefix("file:")).expanduser().read_text(encoding="utf-8")
+            prompt = read_text(Path(prompt.removeprefix("file:")).expanduser())
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {error}") from None
     ids = subject.tokenizer.encode(prompt).tolist()
@@ -71,25 +70,14 @@ def sample(cfg: Config) -> Iterator[str]:
         yield subject.tokenizer.decode(text[0].tolist())
 
 
-def show(texts: Iterable[str]) -> None:
-    """Print them; characters that standard output cannot encode as escapes. A reader that left (`| head -1`) is the
-    end. Raises ConfigError: standard output cannot be written."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    for text in texts:
-        try:
-            print(f"{text}\n{'-' * 15}", flush=True)
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
-            if isinstance(error, BrokenPipeError):
-                return
-            raise ConfigError(f"the text cannot be written ({error.strerror})") from None
-
-
 @program("sample.py")
-def main(argv: list[str]) -> None:
-    """The command line."""
-    show(sample(parse(Config, argv, check, "sample.py")))
+def main(argv: list[str]) -> int:
+    """The command line. Ends where nobody can read on; a reader that left (`| head -1`) is no error."""
+    for text in sample(parse(Config, argv, check, "sample.py")):
+        print(f"{text}\n{'-' * 15}", flush=True)
+        if lost := getattr(sys.stdout, "error", None):
+            return 0 if isinstance(lost, BrokenPipeError) else MISTAKE
+    return 0
 
 
 if __name__ == "__main__":

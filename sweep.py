@@ -30,10 +30,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cli import DIVERGED, Mistake, Parser, program
+from data.manifest import read_text
 from runtime.optimizers import adapt
 from runtime.settings import read_files
 from study import comparison
-from study.runner import DIVERGED, Runner
+from study.runner import Runner
 from study.runs import differences, read_result, read_rows
 
 ROOT = Path(__file__).parent
@@ -43,10 +45,10 @@ WIDENINGS = 8  # of a grid, at most
 Settings = dict[str, str]
 
 
-def main(argv: Sequence[str]) -> int:
+@program("sweep.py", again="the same command goes on from here")
+def main(argv: list[str]) -> int:
     """Exit code 0: done; 1: a run failed; 2: a mistake to put right; 130: interrupted."""
-    parser = argparse.ArgumentParser("sweep.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser("sweep.py", __doc__)
     parser.add_argument("configs", nargs="*", metavar="CONFIG")
     parser.add_argument("--out", type=Path, default=Path("out/sweep"), help="folder of the runs and the comparison")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
@@ -61,22 +63,17 @@ def main(argv: Sequence[str]) -> int:
     try:
         with Runner(Path.cwd()).ending_on_signals() as runner:
             return Sweep(options, runner).run(settings)
-    except (ValueError, RuntimeError, OSError) as error:  # ConfigError is a ValueError
-        print(f"sweep.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-
+    except ValueError as error:  # a setting that is no number, a sweep.json that is none
+        raise Mistake(str(error)) from error
 
 
 def lists_of(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """{setting: its values} of --key=value arguments. Raises ValueError."""
+    """{setting: its values} of --key=value arguments. Raises Mistake."""
     found = {}
     for argument in arguments:
         match = re.fullmatch(r"--([\w.]+)(?:=(.*))?", argument, re.DOTALL)
         if match is None:
-            raise ValueError(f"{argument}: write --key=value, or --key=a,b,c for a list")
+            raise Mistake(f"{argument}: write --key=value, or --key=a,b,c for a list")
         text = "True" if match[2] is None else match[2]
         numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
         if numbers:
@@ -84,7 +81,7 @@ def lists_of(arguments: Sequence[str]) -> dict[str, list[str]]:
         else:  # commas inside braces belong to a dict
             found[match[1]] = re.findall(r"(?:[^,{]|\{[^}]*\})+", text) or [""]
         if not found[match[1]]:
-            raise ValueError(f"{argument}: an empty range")
+            raise Mistake(f"{argument}: an empty range")
     return found
 
 
@@ -98,7 +95,7 @@ def draw(lists: Mapping[str, Sequence[str]], trials: int) -> list[Settings]:
             return generator.choice(values)
         low, high = float(match[1]), float(match[2])
         if not 0 < low < high:
-            raise ValueError(f"{values[0]}: a range to draw from needs 0 < low < high")
+            raise Mistake(f"{values[0]}: a range to draw from needs 0 < low < high")
         return f"{math.exp(generator.uniform(math.log(low), math.log(high))):.3g}"
 
     return [{name: value(values) for name, values in lists.items()} for _ in range(trials)]
@@ -140,7 +137,7 @@ class Trial:
 class Sweep:
     def __init__(self, options: argparse.Namespace, runner: Runner) -> None:
         if options.jobs < 1:
-            raise ValueError(f"jobs={options.jobs} must be 1 or more")
+            raise Mistake(f"jobs={options.jobs} must be 1 or more")
         self.options, self.runner, self.out = options, runner, options.out
         self.files = read_files(options.configs)
         runner.lock(self.out / ".lock")
@@ -148,7 +145,7 @@ class Sweep:
         runner.share_cores(options.jobs)
         self.exits: dict[str, int] = {}  # exit codes of the runs that ended, by folder
         if self.state_path.is_file():
-            self.exits = json.loads(self.state_path.read_text(encoding="utf-8"))
+            self.exits = json.loads(read_text(self.state_path))
 
     def run(self, arguments: Sequence[str]) -> int:
         """Everything: the plan, the runs, the comparison; the exit code."""
@@ -173,7 +170,7 @@ class Sweep:
         seeds = [{"seed": seed} for seed in lists.get("seed", ())] or [{}]
         others = {name: values for name, values in lists.items() if name != "seed"}
         if self.options.runs:
-            lines = self.options.runs.read_text(encoding="utf-8").splitlines()
+            lines = read_text(self.options.runs).splitlines()
             found = [lists_of(line.split()) for line in lines if line.strip() and not line.startswith("#")]
             base = [{name: values[0] for name, values in {**others, **point}.items()} for point in found]
             self.named = list(dict.fromkeys([*self.named, *(name for point in found for name in point)]))
@@ -201,17 +198,17 @@ class Sweep:
         return Trial(settings, self.out / name)
 
     def finished(self, trial: Trial) -> bool:
-        """Whether the run is at its end, or diverged. Raises RuntimeError if its folder holds another run."""
+        """Whether the run is at its end, or diverged. Raises Mistake if its folder holds another run."""
         if not (trial.folder / "config.json").is_file():
             return False
         result = read_result(trial.folder)
         settings = {name: literal(value) for name, value in trial.settings.items()}
         if wrong := differences(read_files(self.options.configs, settings, adapt), result.facts["config"]):
-            raise RuntimeError(f"{trial.folder} holds a run with {'; '.join(wrong)}: choose another --out")
+            raise Mistake(f"{trial.folder} holds a run with {'; '.join(wrong)}: choose another --out")
         return result.state == "finished" or self.exits.get(trial.folder.name) == DIVERGED
 
     def train(self, trial: Trial, **others: Any) -> None:
-        """Run it to its end, with `others` of its settings changed. Raises RuntimeError with the end of its log."""
+        """Run it to its end, with `others` of its settings changed. Raises Mistake with the end of its log."""
         settings = {**trial.settings, "out_dir": trial.folder, "init_from": "auto", **others}
         command = [sys.executable, str(ROOT / "train.py"), *self.options.configs]
         command += [f"--{name}={value}" for name, value in settings.items()]
@@ -248,10 +245,10 @@ class Sweep:
     def say_plan(self, trials: Sequence[Trial]) -> None:
         """How many runs, and about how long they take: as long as the finished ones, else by a few steps of the first.
 
-        Raises RuntimeError if these steps fail, as every run would.
+        Raises Mistake if these steps fail, as every run would.
         """
         if len({trial.folder for trial in trials}) < len(trials):
-            raise ValueError("two runs have the same settings: leave out what is listed twice")
+            raise Mistake("two runs have the same settings: leave out what is listed twice")
         left = [trial for trial in trials if not self.finished(trial)]
         print(f"{len(trials)} runs in {self.out}, {len(trials) - len(left)} ended before, {len(left)} to go, "
               f"{self.options.jobs} at a time", flush=True)  # fmt: skip

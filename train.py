@@ -24,13 +24,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
+from cli import program
 from data import Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE
 from runtime import checkpoint, graph, optimizers, parallel, signals, start
-from runtime.cli import program
 from runtime.parallel import World
 from runtime.recorder import Clock, Recorder, prepare_out_dir
-from runtime.settings import ConfigError, Count, Natural, NonNegative, parse  # int >= 1, int >= 0, float >= 0
+from runtime.settings import Count, Natural, NonNegative, parse  # int >= 1, int >= 0, float >= 0
 from runtime.spikes import Rollback, Spikes, Stop, stopped
 
 
@@ -210,13 +210,10 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
         checkpoint.restore(saved, model, optimizer)
     optimizer.zero_grad(set_to_none=False)  # views of its flat buffer: otherwise step 1 holds every gradient twice
     net, update = graph.captured(cfg, net, optimizer, world)
-    no_room = checkpoint.space_problem(cfg.out_dir, model, optimizer, cfg.keep_checkpoints) if world.rank == 0 else ""
-    if no_room and not saved:  # a resumed run tries: where a save fails it goes on
-        raise ConfigError(no_room)
 
     recorder = Recorder(dataclasses.asdict(cfg), model, optimizer, world, begin)
     recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
-    for line in filter(None, [no_compiler, *optimizers.notes(optimizer, cfg), *begin.lines(), no_room]):
+    for line in filter(None, [no_compiler, *optimizers.notes(optimizer, cfg), *begin.lines()]):
         recorder.say(line)
     clock = Clock(begin.seconds, begin.step)
     val_losses = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
@@ -298,6 +295,7 @@ def save(run: Run, val_loss: float | None, pending_loss: float | None) -> None:
             "seconds": run.clock.seconds(),
             "pending_loss": pending_loss,
             "spikes": dataclasses.asdict(run.spikes),
+            "metrics": run.recorder.text(),  # a resumed run repairs metrics.csv with it
         }
         try:
             write(run.cfg.out_dir, run.step, val_loss, content, run.cfg.keep_checkpoints)

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from cli import Mistake
+
 FORMAT = 1
 DTYPE = np.dtype("<u2")
 AGAIN = "prepare it again with --overwrite"  # the remedy for a folder that was changed
 
 
-class DataError(ValueError):
+class DataError(Mistake):
     """A data set that is missing, damaged or asked for wrongly: one line that names the file and the remedy."""
 
 
@@ -42,6 +44,13 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except OSError as e:
         raise DataError(f"{e.filename or path} cannot be read: {e.strerror or e}") from None
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a regular file: reading a named pipe would block. Raises OSError, ValueError."""
+    if path.exists() and not path.is_file():
+        raise OSError(0, "not a regular file", str(path))
+    return path.read_bytes().decode()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -76,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(path))
     except FileNotFoundError:
         raise DataError(f"{folder} holds no prepared data (no manifest.json)") from None
     except OSError as e:

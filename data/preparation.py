@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from tqdm import tqdm
 
+from cli import Parser, program
 from data import manifest as manifests
 from data.manifest import DTYPE, DataError
 from data.tokenizer import CharTokenizer, Tokenizer
@@ -319,30 +320,27 @@ def unigram_entropy(train: np.ndarray, val: np.ndarray) -> float:
     return float(-(val * np.log(frequency)).sum() / val.sum())
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """The options that every preparation has; a mistake in them ends it with one line and status 2."""
+class ArgumentParser(Parser):
+    """The options that every preparation has."""
 
     def __init__(self, doc: str | None, out: Path | None):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(None, doc)
         default = "default: beside this file" if out else "data/NAME makes it --dataset=NAME"
         self.add_argument("--out", default=out, required=not out, help=f"folder for the shards ({default})")
         self.add_argument("--overwrite", action="store_true", help="remove the prepared set in it and make it again")
         self.add_argument("--threads", type=int, help="that tokenize (default: one for each core)")
         self.add_argument("--shard_tokens", type=int, default=SHARD_TOKENS, help="a shard (default: %(default)s)")
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
+    def run(self, source: Callable[[argparse.Namespace], Source]) -> NoReturn:
+        """Prepare what `source` makes of the command line, and exit."""
 
-    def run(self, source: Callable[[argparse.Namespace], Source]) -> None:
-        """Prepare what `source` makes of the command line. A user's mistake: one line, status 2; Ctrl-C: status 130."""
-        a = self.parse_args()
-        try:
+        @program("prepare.py", again="repeat the command to go on")
+        def main(argv: list[str]) -> None:
+            a = self.parse_args(argv)
             out = manifests.expand(a.out)
             prepare(source(a), out, shard_tokens=a.shard_tokens, threads=a.threads, overwrite=a.overwrite)
-        except DataError as e:
-            self.exit(2, f"error: {e}\n")
-        except KeyboardInterrupt:
-            self.exit(130, "interrupted; repeat the command to go on\n")
+
+        sys.exit(main(sys.argv[1:]))
 
 
 def main(doc: str | None, file: str, source: Callable[[], Source]) -> None:

@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cli import program
 from data import DataError
 from evaluation.perplexity import open_subject
 from runtime import huggingface
-from runtime.cli import program
 
 try:
     from lm_eval.api.registry import register_model

@@ -230,11 +230,14 @@ def open_subject(out_dir: str, which: str = "best", weights: str | None = None) 
         if model.config.vocab_size != tokenizer.vocab_size:
             raise CheckpointError(f"{folder} has {model.config.vocab_size} tokens, GPT-2's tokenizer has "
                                   f"{tokenizer.vocab_size}: evaluate the run that it comes from (--out_dir)")
-        dataset, record, source = None, folder / "evaluation.json", str(folder)
+        dataset: str | None = None
+        record, source = folder / "evaluation.json", str(folder)
         facts: dict[str, Any] = {"weights": weights, "sha256": file_sha256(folder / huggingface.WEIGHTS)}
     else:
         chosen, config, model = checkpoint.open_model(os.path.expanduser(out_dir), which)
-        dataset, record, source = config["dataset"], chosen.path.with_suffix(".evaluation.json"), str(chosen.path)
+        with checkpoint.reading(chosen.path):
+            dataset = str(config["dataset"])
+        record, source = chosen.path.with_suffix(".evaluation.json"), str(chosen.path)
         facts = {name: getattr(chosen, name) for name in ("step", "val_loss", "sha256")}
         facts = {"checkpoint": chosen.path.name} | facts
         if model.config.vocab_size != tokenizer.vocab_size:  # GPT-2's tokenizer does not need the data set

@@ -1,6 +1,5 @@
 """The command line: see the package's docstring."""
 
-import argparse
 import fnmatch
 import os
 import shlex
@@ -13,16 +12,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 import experiments
+from cli import Mistake, Parser, program
 from study.runner import Runner
 
 from . import EXPERIMENTS
 from .experiment import HERE, ROOT, SCALES, Computation, Experiment, Run, diverged
 
 
-def main(argv: Sequence[str]) -> int:
+@program("experiments", again="the same command goes on from here")
+def main(argv: list[str]) -> int:
     """Exit code 0: done; 1: a run failed; 2: a mistake on the command line; 130: interrupted."""
-    parser = argparse.ArgumentParser("python -m experiments", description=experiments.__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser("python -m experiments", experiments.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every experiment and what is missing")
     run = commands.add_parser("run", help="make the missing runs of an experiment")
@@ -41,13 +41,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.command == "list":
         list_experiments()
     elif arguments.command == "run":
-        try:
-            with Runner(ROOT).ending_on_signals() as runner:
-                chosen = named(arguments.name)
-                return make(runner, chosen, arguments.scale, arguments.only, arguments.jobs, arguments.again)
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-            return 130
+        with Runner(ROOT).ending_on_signals() as runner:
+            chosen = named(arguments.name)
+            return make(runner, chosen, arguments.scale, arguments.only, arguments.jobs, arguments.again)
     elif arguments.command == "report":
         from .report import write_report, write_results
 
@@ -100,8 +96,7 @@ def make(
     if not wanted:
         names = ", ".join(experiment.name for experiment in chosen)
         like = f" like {only!r}" if only != "*" else ""
-        print(f"{names}: no run{like} at scale {scale} (`list` shows the scales of each)", file=sys.stderr)
-        return 2
+        raise Mistake(f"{names}: no run{like} at scale {scale} (`list` shows the scales of each)")
     if again:
         for run in wanted:
             run.set_aside()
@@ -175,7 +170,7 @@ def show_commands(runner: Runner, absent: Sequence[Run]) -> int:
                 print(f"recorded {run.name}")
             else:
                 print(f"\n# {run.name}: about {cost([run])} of the machine\n{shlex.join(run.command())}")
-        except RuntimeError as error:
+        except Mistake as error:
             failed = 1
             print(f"\n# {run.name}: {error}")
     return failed

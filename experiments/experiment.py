@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cli import DIVERGED, Mistake
 from runtime.optimizers import adapt
 from runtime.recorder import commit
 from runtime.settings import read_files
 from study.page import Block
-from study.runner import DIVERGED, Runner
+from study.runner import Runner
 from study.runs import Row, coefficient_columns, differences, final_values, measured, read_rows
 from study.statistics import mean
 
@@ -76,7 +77,7 @@ class Run:
         return False
 
     def check_folder(self) -> None:
-        """Raise RuntimeError if the folder that it writes to holds another run, or cannot be read."""
+        """Raise Mistake if the folder that it writes to holds another run, or cannot be read."""
 
     def set_aside(self) -> None:
         """Move its record, and the folder of a training, to NAME.previous, replacing what was set aside before."""
@@ -92,7 +93,7 @@ class Run:
         raise NotImplementedError
 
     def execute(self, runner: Runner) -> None:
-        """Run it to its end and write its record. Raises RuntimeError, with the end of its log, if it failed."""
+        """Run it to its end and write its record. Raises Mistake, with the end of its log, if it failed."""
         raise NotImplementedError
 
 
@@ -148,18 +149,18 @@ class Training(Run):
 
     def differences(self, config: Mapping[str, Any]) -> list[str]:
         """How a run's config differs from what the config files, the settings and the record that it takes its
-        coefficients from say now: "seed=2, not 1". Raises RuntimeError if there is no such record."""
+        coefficients from say now: "seed=2, not 1". Raises Mistake if there is no such record."""
         asked = read_files([ROOT / path for path in self.configs], self.all_settings(), adapt)
         if self.coefficients_from:
             source = self.coefficients_from.record()
             if source is None:
-                raise RuntimeError(f"{self.name}: {self.coefficients_from.name} has no record")
+                raise Mistake(f"{self.name}: {self.coefficients_from.name} has no record")
             own = asked["coefficients"]
             asked["coefficients"] = own | {name: value for name, value in source["final"].items() if name in own}
         return differences(rounded(asked), rounded(config))
 
     def folder_config(self) -> Record | None:
-        """The config.json of its folder, None if there is none. Raises RuntimeError if it is another run's, or
+        """The config.json of its folder, None if there is none. Raises Mistake if it is another run's, or
         unreadable."""
         path = self.out_dir / "config.json"
         if not path.is_file():
@@ -168,9 +169,9 @@ class Training(Run):
             about: Record = json.loads(path.read_text(encoding="utf-8"))
             about["config"] = dict(about["config"], max_iters=int(about["config"]["max_iters"]))
         except (ValueError, KeyError, TypeError):
-            raise RuntimeError(f"{path} cannot be read: move {self.out_dir} away") from None
+            raise Mistake(f"{path} cannot be read: move {self.out_dir} away") from None
         if wrong := self.differences(about["config"]):
-            raise RuntimeError(f"{self.out_dir} holds a run with {'; '.join(wrong)}: move it away")
+            raise Mistake(f"{self.out_dir} holds a run with {'; '.join(wrong)}: move it away")
         return about
 
     def check_folder(self) -> None:
@@ -190,7 +191,7 @@ class Training(Run):
         """Whether its folder holds all its steps and a checkpoint of the last, with a loss that is a number."""
         try:
             record = self.made_record()
-        except RuntimeError:
+        except Mistake:
             return False  # `execute` says why
         if record is None or diverged(record):
             return False
@@ -199,13 +200,13 @@ class Training(Run):
     def execute(self, runner: Runner) -> None:
         """Run it to its end, or to where it diverges, and write its record.
 
-        Raises RuntimeError: with the last lines of its log if it failed; if the folder is not this run's.
+        Raises Mistake: with the last lines of its log if it failed; if the folder is not this run's.
         """
         self.check_folder()
         code = 0 if self.finished() else runner.call(self.command(), self.out_dir / "log.txt", (0, DIVERGED))
         record = self.made_record(gave_up=code == DIVERGED)
         if record is None or not (diverged(record) or self.finished()):
-            raise RuntimeError(f"{self.name}: {self.out_dir} does not hold the last step and its checkpoint")
+            raise Mistake(f"{self.name}: {self.out_dir} does not hold the last step and its checkpoint")
         if self.on_train and not diverged(record):
             record["final"]["loss_on_train"] = training_loss(self.out_dir)
         write(self.path, record)
@@ -213,7 +214,7 @@ class Training(Run):
     def made_record(self, gave_up: bool = False) -> Record | None:
         """The record of what it left in its folder; None if it did not get to its end.
 
-        `gave_up`: it diverged before. Raises RuntimeError if the folder holds another run, or is unreadable.
+        `gave_up`: it diverged before. Raises Mistake if the folder holds another run, or is unreadable.
         """
         about, path = self.folder_config(), self.out_dir / "metrics.csv"
         if about is None or not path.is_file():
@@ -221,7 +222,7 @@ class Training(Run):
         try:
             rows = read_rows(path)
         except ValueError:
-            raise RuntimeError(f"{path} cannot be read: move {self.out_dir} away") from None
+            raise Mistake(f"{path} cannot be read: move {self.out_dir} away") from None
         steps = about["config"]["max_iters"]
         record = {
             **self.identity,

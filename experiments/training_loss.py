@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cli import Mistake
 from data import open_dataset, val_starts
 from evaluation.perplexity import open_subject
 from runtime import checkpoint
@@ -24,12 +25,12 @@ def training_loss(out_dir: Path) -> float:
     """Mean loss (nats per token) of the last checkpoint over 200 batches of its training split, dropout off.
 
     The windows are spread evenly over the split, each there once: the same ones for every run, and no more than it has.
-    Raises RuntimeError if the newest checkpoint is not that of the last step.
+    Raises Mistake if the newest checkpoint is not that of the last step.
     """
     about = json.loads((out_dir / "config.json").read_text(encoding="utf-8"))
     config = about["config"]
     if not saved_last(out_dir, config["max_iters"]):
-        raise RuntimeError(f"{out_dir} has no checkpoint of its last step, {config['max_iters']}")
+        raise Mistake(f"{out_dir} has no checkpoint of its last step, {config['max_iters']}")
     device = "cuda" if about["device"] != "cpu" and torch.cuda.is_available() else "cpu"
     model = open_subject(str(out_dir), "newest").model.to(device)
     tokens, B, T = open_dataset(config["dataset"]).train, config["batch_size"], config["block_size"]

@@ -1,10 +1,10 @@
 """Checkpoints that are either complete or absent.
 
-A checkpoint consists of `ckpt_000500.pt` and `ckpt_000500.json`, which has its step, validation loss, size and sha256.
-Both are written under temporary names and renamed, the .pt last: this rename completes the checkpoint, so that a run
-killed at any moment leaves complete checkpoints only. The .pt holds tensors and plain data and is only loaded with
-`weights_only=True`, which cannot run code. A sharded run writes a folder `ckpt_000500.shards` instead of the .pt
-(shards.py); everything below reads either.
+A checkpoint consists of `ckpt_000500.pt` and `ckpt_000500.json`, which has its step, validation loss, size and sha256,
+and a checksum of these. Both are written under temporary names and renamed, the .pt last: this rename completes the
+checkpoint, so that a run killed at any moment leaves complete checkpoints only. The .pt holds tensors and plain data
+and is only loaded with `weights_only=True`, which cannot run code. A sharded run writes a folder `ckpt_000500.shards`
+instead of the .pt (shards.py); everything below reads either.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +24,20 @@ from typing import IO, Any
 
 import torch
 import torch.distributed as dist
-from torch.utils._pytree import tree_leaves
 
+from cli import Mistake
+from data.manifest import read_text
 from model import GPT, GPTConfig
-from optim.flat import part, share, whole
+from optim.flat import share, whole
 
 KINDS = (".pt", ".shards")
 FORMAT = "nanomada-2"  # changes when an older reader would misread what is written
+CONTENT: dict[str, Any] = {"step": int, "config": dict, "model_config": dict, "model": dict, "optimizer": dict,
+                           "learned": list, "seconds": float}  # fmt: skip
 EARLIER = ("nanomada-1",)  # only the model of these is read: their optimizer states and settings have other names
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Mistake):
     """A checkpoint is missing, damaged or does not match; the message says which and what to do."""
 
 
@@ -112,7 +117,7 @@ def _publish(temporary: Path, path: Path, facts: dict[str, Any], keep: int) -> N
     described = path.with_suffix(".json")
     with _temporary(described) as small:
         with small.open("wb") as file:
-            file.write((json.dumps(facts) + "\n").encode())
+            file.write((json.dumps(facts | {"check": _check(facts)}) + "\n").encode())
             _sync(file)
         os.replace(small, described)
     os.replace(temporary, path)
@@ -141,8 +146,18 @@ def newest(out_dir: str | Path) -> Checkpoint:
 
 def best(out_dir: str | Path) -> Checkpoint:
     """The checkpoint with the lowest validation loss, or the newest if none was measured."""
-    measured = [checkpoint for checkpoint in find(out_dir) if checkpoint.val_loss is not None]
+    measured = [found for found in find(out_dir) if found.val_loss is not None and math.isfinite(found.val_loss)]
     return min(measured, key=lambda checkpoint: checkpoint.val_loss or 0.0) if measured else newest(out_dir)
+
+
+def chosen(out_dir: str | Path, which: str) -> Checkpoint:
+    """The "best" or "newest" checkpoint of a run; those that are damaged are passed over with a line on stderr."""
+    for path in _paths(out_dir):
+        try:
+            _described(path)
+        except CheckpointError as error:
+            print(f"skipping a damaged checkpoint: {error}", file=sys.stderr)
+    return best(out_dir) if which == "best" else newest(out_dir)
 
 
 def choose(init_from: str, out_dir: str | Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -155,11 +170,11 @@ def choose(init_from: str, out_dir: str | Path) -> tuple[dict[str, Any] | None, 
     if init_from == "scratch":
         return None, []
     if init_from not in ("resume", "auto"):
-        return load(_described(Path(init_from)), parts=()), []
+        return _to_resume(Path(init_from)), []
     damaged: list[str] = []
     for path in reversed(_paths(out_dir)):
         try:
-            return load(_described(path), parts=()), damaged
+            return _to_resume(path), damaged
         except CheckpointError as error:
             damaged.append(str(error))
     if init_from == "resume":
@@ -167,13 +182,48 @@ def choose(init_from: str, out_dir: str | Path) -> tuple[dict[str, Any] | None, 
     return None, damaged
 
 
+def _to_resume(path: Path) -> dict[str, Any]:
+    saved = load(_described(path), parts=())
+    if saved["format"] == FORMAT and saved.get("optimizer") != {}:  # `changes` says why others cannot be resumed
+        _require(path, saved, *(name for name in CONTENT if name != "model" or "shards" not in saved))
+        if not isinstance(saved.get("metrics", ""), str):  # earlier versions have none
+            raise CheckpointError(f"{path} is not whole: it garbles 'metrics'")
+    return saved | {"path": str(path)}
+
+
+def _require(path: Path, saved: dict[str, Any], *names: str) -> None:
+    """Raise CheckpointError if one of CONTENT is missing, or is no such thing."""
+    for name in names:
+        if not isinstance(saved.get(name), CONTENT[name]):
+            raise CheckpointError(f"{path} is not whole: it lacks or garbles {name!r}")
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Raise what fails on the content of a checkpoint, whose sha256 is right, as a CheckpointError that names it."""
+    try:
+        yield
+    except Mistake:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
+        if dist.is_initialized() and type(error) is RuntimeError:
+            raise  # of another process
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(f"{path} is not whole ({what})") from error
+
+
 def open_model(out_dir: str | Path, which: str) -> tuple[Checkpoint, dict[str, Any], GPT]:
     """(the "best" or "newest" checkpoint of a run, the run's config, the model in float32 on the CPU)."""
-    chosen = best(out_dir) if which == "best" else newest(out_dir)
-    saved = load(chosen, ("model",))
-    model = GPT(GPTConfig(**saved["model_config"]))
-    model.load_state_dict(saved["model"])
-    return chosen, saved["config"], model
+    found = chosen(out_dir, which)
+    saved = load(found, ("model",))
+    _require(found.path, saved, "config", "model_config", "model")
+    with reading(found.path):
+        config = GPTConfig(**saved["model_config"])
+        if not 0 < config.n_layer <= len(saved["model"]):
+            raise ValueError(f"n_layer={config.n_layer}")  # before so many layers are built
+        model = GPT(config)
+        model.load_state_dict(saved["model"])
+    return found, saved["config"], model
 
 
 def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")) -> dict[str, Any]:
@@ -193,6 +243,8 @@ def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")
         raise CheckpointError(f"{path} is not a checkpoint of this project (plain tensors and data only)") from None
     if not isinstance(content, dict) or content.get("format") not in (FORMAT, *EARLIER):
         raise CheckpointError(f"{path} is not a checkpoint of this project (its format is not {FORMAT!r})")
+    if content.get("step") != checkpoint.step:
+        raise CheckpointError(f"{path} is of step {content.get('step')!r}, but its json of {checkpoint.step}")
     return content
 
 
@@ -252,21 +304,25 @@ def restore(saved: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer)
             own, weights = model.state_dict(), saved.pop("model")
             model.load_state_dict({name: whole(share(t, own[name]), own[name]) for name, t in weights.items()})
             optimizer.load_state_dict(saved.pop("optimizer"))
-    except ValueError as error:  # for instance other states, if a coefficient is 0 and not learned
-        raise CheckpointError(f"the checkpoint in {saved['config']['out_dir']} does not match: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if type(error) is RuntimeError and "state_dict" not in str(error):
+            raise  # of another process
+        what = " ".join(str(error).split())[:300]  # for instance other states, if a coefficient is 0 and not learned
+        raise CheckpointError(f"the checkpoint {saved['path']} does not match: {what}") from error
     for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
         group["weight_decay"] = weight_decay  # of this run's config
 
 
-def space_problem(out_dir: str | Path, model: Any, optimizer: Any, keep: int) -> str | None:
-    """A message if the disk cannot hold the newest `keep` checkpoints, the best, and one that is being written."""
-    sizes = {}  # by storage: tensors that share one are saved once
-    for tensor in tree_leaves([model.state_dict(), optimizer.state_dict()]):
-        if isinstance(tensor, torch.Tensor):
-            storage, sharded = part(tensor).untyped_storage(), part(tensor) is not tensor
-            sizes[storage.data_ptr()] = tensor.numel() * tensor.element_size() if sharded else storage.nbytes()
-    size = sum(sizes.values())
-    needed, free = (keep + 2) * size - sum(found.size for found in find(out_dir)), shutil.disk_usage(out_dir).free
+def space_problem(out_dir: str | Path, size: int, keep: int, goes_on: bool) -> str | None:
+    """A message if the disk cannot hold the newest `keep` checkpoints, the best, and one that is being written.
+
+    Args:
+        size: of a checkpoint (bytes).
+        goes_on: the run replaces the checkpoints that are there; otherwise it moves them away.
+    """
+    path = Path(out_dir).absolute()
+    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    needed = (keep + 2) * size - goes_on * sum(found.size for found in find(out_dir))
     if needed <= free:
         return None
     return (f"out_dir={str(out_dir)!r} has {free / 1e6:,.1f} MB free, the checkpoints need {needed / 1e6:,.1f} MB "
@@ -274,15 +330,14 @@ def space_problem(out_dir: str | Path, model: Any, optimizer: Any, keep: int) ->
 
 
 def _paths(out_dir: str | Path) -> list[Path]:
-    """The .pt and .shards that have a json, sorted by step. Raises CheckpointError if the folder cannot be read."""
+    """The .pt and .shards, sorted by step. Raises CheckpointError if the folder cannot be read."""
     try:
         listed = set(os.listdir(out_dir or "."))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:  # permission denied, a name too long, a loop of links
         raise CheckpointError(f"{out_dir} cannot be read ({error.strerror})") from None
-    described = [name.removesuffix(".json") for name in listed if re.fullmatch(r"ckpt_\d+\.json", name)]
-    paths = [Path(out_dir, stem + kind) for stem in described for kind in KINDS if stem + kind in listed]
+    paths = [Path(out_dir, name) for name in listed if re.fullmatch(r"ckpt_\d+\.(pt|shards)", name)]
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("ckpt_")))
 
 
@@ -296,7 +351,7 @@ def _described(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(path, facts["step"], facts["val_loss"], facts["size"], facts["sha256"])
         files = [path / name for name in facts["files"]] if path.is_dir() else [path]
         complete = sum(file.stat().st_size for file in files) == checkpoint.size
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} has no valid json beside it") from None
     if not complete:
         raise CheckpointError(f"{path} is truncated")
@@ -304,7 +359,21 @@ def _described(path: Path) -> Checkpoint:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    """The json beside a checkpoint. Raises ValueError, TypeError, AttributeError or KeyError if it is not what was
+    written: `check` covers all fields, those of earlier versions have none."""
+    facts = json.loads(read_text(path.with_suffix(".json")))
+    if "check" in facts and facts.pop("check") != _check(facts):
+        raise ValueError("check")
+    number = f"ckpt_{facts['step']:06d}"
+    if facts.keys() - {"files"} != {"step", "val_loss", "size", "sha256"} or number != path.stem:
+        raise ValueError("fields")
+    if facts["val_loss"] is not None:
+        facts["val_loss"] = float(facts["val_loss"])
+    return facts
+
+
+def _check(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:

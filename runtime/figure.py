@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cli import Mistake
 from runtime.records import COLUMNS, read_metrics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. A coefficient has the same colour in all figures.
@@ -40,25 +41,25 @@ def draw(out_dir: str | Path) -> Path:
     """Write out_dir/figure.png from out_dir/metrics.csv and return its path. Panels without data are left out.
 
     Raises:
-        ValueError: metrics.csv cannot be read or has no row yet, or figure.png cannot be written.
+        Mistake: metrics.csv cannot be read or has no row yet, or figure.png cannot be written.
     """
     path = Path(out_dir).expanduser() / "metrics.csv"
     try:
         rows = read_metrics(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path} does not exist: give the out_dir of a run") from None
+        raise Mistake(f"{path} does not exist: give the out_dir of a run") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({getattr(error, 'strerror', error)})") from None
+        raise Mistake(f"{path} cannot be read ({getattr(error, 'strerror', error)})") from None
     if not rows:
-        raise ValueError(f"{path} has no row yet: try again when the run has taken some steps")
+        raise Mistake(f"{path} has no row yet: try again when the run has taken some steps")
     target, temporary = path.with_name("figure.png"), path.with_name(".figure.png.tmp")
     try:
         make_figure(rows, str(out_dir)).savefig(temporary, dpi=150, format="png")
         temporary.replace(target)  # readers see the old picture or the new one
     except OSError as error:
-        raise ValueError(f"{target} cannot be written ({error.strerror})") from None
+        raise Mistake(f"{target} cannot be written ({error.strerror})") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not the metrics of a run ({type(error).__name__}: {error})") from None
+        raise Mistake(f"{path} is not the metrics of a run ({type(error).__name__}: {error})") from None
     return target
 
 

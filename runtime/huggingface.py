@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from data import DataError
 from data.download import mirrored
+from data.manifest import read_text
 from data.tokenizer import GPT2Tokenizer, gpt2_encoding
 from model import GPT, GPTConfig
 from runtime.checkpoint import CheckpointError
@@ -230,7 +231,7 @@ def _config(folder: Path) -> GPTConfig:
     """As it was saved."""
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(read_text(path))
         if {"config", "commit"} <= facts.keys():  # written by train.py
             raise CheckpointError(f"{folder} is a run of train.py, not a folder in Hugging Face's format: name it with "
                                   f"--out_dir={folder} (train.py goes on with --init_from=resume, or from the path of "

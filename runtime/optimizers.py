@@ -140,7 +140,8 @@ def adapt(settings: list[Setting]) -> Adapted:
                 errors[field].append(f"{setting.where}: {_unknown(name, field, spec, names)}")
         replace = field != "coefficients" and not entry and not foreign
         merged[field] = kept if replace or not isinstance(merged[field], dict) else merged[field] | kept
-    merged["coefficients"] = {name: value for name, value in merged["coefficients"].items() if value is not None}
+    if isinstance(merged["coefficients"], dict):
+        merged["coefficients"] = {name: value for name, value in merged["coefficients"].items() if value is not None}
     listed = "; ".join(field + ", ".join(left) for field, left in ignored.items() if left)
     notes = [f"optimizer={spec} ignores these settings of the config files: {listed}"] if listed else []
     result = [Setting(last_set[field], field, value) for field, value in merged.items()]

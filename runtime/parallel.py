@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import cli
 from runtime import memory, signals
 from runtime.graph import Graphed
 from runtime.settings import ConfigError
-from runtime.watchdog import PeerLost, Watchdog, store_of_torchrun
+from runtime.watchdog import GO_ON, PeerLost, Watchdog, store_of_torchrun
 
 # References to destroyed process groups. If DistributedDataParallel had the last one, the group would be freed while
 # holding the GIL, for which the group's thread may be waiting in order to free a tensor: a deadlock.
@@ -51,14 +52,18 @@ class World:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def explain(self, error: RuntimeError) -> Exception:
-        """A PeerLost with one line for an error of gloo or NCCL after another process died; other errors unchanged."""
+    def explain(self, error: Exception, batch_size: int) -> Exception:
+        """A ConfigError with one line if the memory is full, a PeerLost for an error of gloo or NCCL after another
+        process died; other errors unchanged."""
         text = str(error)
+        if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
+            text = text.partition("DefaultCPUAllocator: ")[2] or text.partition(". GPU")[0]
+            return ConfigError(f"rank {self.rank} is out of memory ({text}): {memory.advice(batch_size)}")
         if self.size == 1 or not re.search("gloo|NCCL|Connection (closed|reset)", text):
             return error
         reason = text.partition("]")[2].partition(". This is")[0].strip() or text.splitlines()[0]
         step = self.watchdog.step if self.watchdog else 0
-        return PeerLost(f"rank {self.rank} lost another process in step {step} ({reason})")
+        return PeerLost(f"rank {self.rank} lost another process in step {step} ({reason}); {GO_ON}")
 
     def move(self, x: torch.Tensor) -> torch.Tensor:
         """Copy a batch to the device asynchronously."""
@@ -80,9 +85,20 @@ class World:
         """Whether any of the processes passes `asked`. Synchronizes."""
         return self.sum(torch.zeros((), device=self.device), asked)[1]
 
-    def same(self, number: int) -> bool:
-        """Whether all processes pass the same number; also a barrier."""
-        return self.sum(torch.tensor(number, dtype=torch.float64, device=self.device))[0] == number * self.size
+    def require_same(self, facts: dict[str, Any]) -> None:
+        """Raise a ConfigError on every process if any of the facts differs between them; also a barrier."""
+        theirs = [facts] * self.size
+        if self.size > 1:
+            dist.all_gather_object(theirs, facts)
+        differ = []
+        for name in facts:
+            ranks: dict[str, list[str]] = {}
+            for rank, one in enumerate(theirs):
+                ranks.setdefault(repr(one.get(name)), []).append(str(rank))
+            if len(ranks) > 1:
+                differ.append(f"{name} is " + ", ".join(f"{it} on rank {', '.join(r)}" for it, r in ranks.items()))
+        if differ:
+            raise ConfigError(f"the processes differ: {'; '.join(differ)}: give all the same settings and files")
 
     def parallelize(self, model: Any, compiled: bool) -> Any:
         """Compile and shard the model, in place; the same with gradients averaged over the processes."""
@@ -153,10 +169,8 @@ def session(cfg: Any) -> Iterator[World]:
             world = join(cfg.device, cfg.dtype, cfg.dist_timeout, cfg.parallel == "fsdp")
             try:
                 yield world
-            except torch.OutOfMemoryError as error:
-                raise ConfigError(f"{str(error).partition('. GPU')[0]}: {memory.advice(cfg.batch_size)}") from None
-            except RuntimeError as error:
-                raise world.explain(error) from None
+            except (RuntimeError, MemoryError) as error:
+                raise world.explain(error, cfg.batch_size) from None
         finally:
             deterministic(False)
             leave()
@@ -185,6 +199,7 @@ def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
             # several machines, whose restart counts may differ, torchrun needs a variable (docs/RELIABILITY.md).
             options |= {"store": store_of_torchrun(timeout + 60), "rank": rank, "world_size": size}
         dist.init_process_group("gloo" if device == "cpu" else "nccl", **options)
+        cli.alone = True
     fast = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and fast) else torch.float32
     watchdog = Watchdog(rank, size, timeout) if size > 1 else None
@@ -193,19 +208,40 @@ def join(device: str, dtype: str, timeout: int, sharded: bool = False) -> World:
 
 def problems(cfg: Any) -> Iterator[tuple[str, str]]:
     """Problems of `device` and the number of processes, for `parse`."""
+    yield from device_problems(cfg.device)
+    if environment_problem():
+        return
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if cfg.gradient_accumulation_steps % processes:
         yield "gradient_accumulation_steps", (
             f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} counts the micro-batches of all processes "
             f"together and is not divisible by the {processes} processes of this run"
         )
-    yield from device_problems(cfg.device)
     if cfg.cuda_graph and (processes > 1 or resolve(cfg.device) == "cpu"):
         yield "cuda_graph", f"cuda_graph=True is for one process on a GPU, not {processes} on {resolve(cfg.device)}"
 
 
+def environment_problem() -> str | None:
+    """What is wrong with the variables by which torchrun tells a process its place, if anything is."""
+    lowest = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 0}
+    for name, low in lowest.items():
+        value = os.environ.get(name, "1")
+        if not value.isdecimal() or int(value) < low:
+            return f"the environment has {name}={value!r}, not a number from {low} on: unset it, or start with torchrun"
+    place = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+               if name not in os.environ]  # fmt: skip
+    if place and missing:
+        return (f"the environment has {' and '.join(place)}, but no {', '.join(missing)}: unset {' and '.join(place)}, "
+                "or start with torchrun")  # fmt: skip
+    return None
+
+
 def device_problems(device: str) -> Iterator[tuple[str, str]]:
-    """Problems of `device`, for `parse`."""
+    """Problems of `device` and of the environment, for `parse`."""
+    if problem := environment_problem():
+        yield "", problem
+        return
     gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         yield "device", f"device={device!r} must be auto, cpu, cuda or cuda:N"
@@ -232,14 +268,6 @@ def leave() -> None:
     if dist.is_initialized():
         LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
-
-
-def complain(program: str, error: Exception) -> None:
-    """Print the error that ends this process. Before the process group exists, all processes of a machine have the
-    same error and only the first prints it."""
-    rank = os.environ.get("RANK", "0")
-    if LEFT or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{program}: {error}" if rank == "0" else f"{program}: rank {rank}: {error}", file=sys.stderr)
 
 
 def end(code: int) -> NoReturn:

@@ -6,10 +6,10 @@ hypergradient of each learned coefficient as h_<name>. An empty cell was not mea
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
-import json
 import math
 import os
 import platform
@@ -23,11 +23,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from data import manifest
 from model import peak_flops
 from runtime.movement import Movement, describe, movement
-from runtime.records import COLUMNS, read_metrics
+from runtime.records import COLUMNS, parse_metrics, rows_until
 from runtime.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ Row = dict[str, float | int | None]
 
 
 def write_config(out_dir: Path, config: Mapping[str, Any], **facts: Any) -> None:
-    """Write config.json: the resolved config, the commit, the versions, and other facts about the run."""
+    """Write config.json: the resolved config, the commit, the versions, and other facts. Raises OSError."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "numpy", "tiktoken", "datasets", "wandb"):
         try:
@@ -45,7 +46,10 @@ def write_config(out_dir: Path, config: Mapping[str, Any], **facts: Any) -> None
         except metadata.PackageNotFoundError:
             versions[package] = None
     content = {"config": config, "commit": commit(), "versions": versions, "platform": platform.platform(), **facts}
-    _replace(out_dir / "config.json", json.dumps(content, indent=2) + "\n")
+    path = out_dir / "config.json"
+    if path.is_dir():
+        print(f"config.json is a folder: it is in {_set_aside(out_dir, [path])}, and written anew")
+    manifest.write_json(path, content)
 
 
 def commit() -> str | None:
@@ -86,14 +90,20 @@ def prepare_out_dir(folder: str, keep: int | None) -> None:
                      and int(re.sub(r"\D", "", path.stem) or 0) > keep}  # fmt: skip
             old = [path for path in out_dir.glob("ckpt_*") if path.name.partition(".")[0] in stems]
         if old:
-            earlier = [re.fullmatch(r"previous-(\d+)", path.name) for path in out_dir.iterdir()]
-            previous = out_dir / f"previous-{1 + max((int(found[1]) for found in earlier if found), default=0)}"
-            previous.mkdir()
-            for path in old:
-                path.rename(previous / path.name)
-            print(f"moved {'an earlier run' if keep is None else 'later checkpoints'} in {out_dir} to {previous}")
+            what = "an earlier run" if keep is None else "later checkpoints"
+            print(f"moved {what} in {out_dir} to {_set_aside(out_dir, old)}")
     except OSError as error:
         raise ConfigError(f"out_dir={folder!r} cannot be written ({error.strerror}): choose another") from None
+
+
+def _set_aside(out_dir: Path, paths: Iterable[Path]) -> Path:
+    """Move them to a new folder previous-N, and return it. Raises OSError."""
+    earlier = [re.fullmatch(r"previous-(\d+)", path.name) for path in out_dir.iterdir()]
+    previous = out_dir / f"previous-{1 + max((int(found[1]) for found in earlier if found), default=0)}"
+    previous.mkdir()
+    for path in paths:
+        path.rename(previous / path.name)
+    return previous
 
 
 def _lock(out_dir: Path) -> None:
@@ -101,24 +111,17 @@ def _lock(out_dir: Path) -> None:
     path = out_dir.resolve() / ".lock"
     if path in LOCKS:
         return
-    file = path.open("a+", encoding="utf-8")
+    file = path.open("a+b", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        owner = file.read().strip() or "another process"
+        owner = file.read().decode(errors="replace").strip() or "another process"
         raise ConfigError(f"out_dir={str(out_dir)!r} belongs to a run of {owner}: choose another, or wait") from None
-    file.truncate(0)
-    file.write(f"{platform.node()}, process {os.getpid()}\n")
-    file.flush()
     LOCKS[path] = file
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    file.truncate(0)
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
+        file.write(f"{platform.node()}, process {os.getpid()}\n".encode())
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = False) -> str:
@@ -131,30 +134,43 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool
 
 
 class MetricsFile:
-    """metrics.csv. Rows are written without buffering; while the disk is full, they are kept in memory.
+    """metrics.csv, and its text in memory. Rows are written without buffering; while the disk is full, later.
 
     Args:
-        resume_step: keep the rows of an existing file up to this step; None: start a new file.
+        saved: the text that a resumed run goes on from, of its checkpoint. A file that does not begin with it is moved
+            away and written anew. "": a new file.
     """
 
-    def __init__(self, path: Path, columns: list[str], resume_step: int | None) -> None:
-        rows: list[dict[str, str]] = []
-        if resume_step is not None and path.exists():
-            rows = [row for row in read_metrics(path) if int(row["step"]) <= resume_step]
+    def __init__(self, path: Path, columns: list[str], saved: str = "") -> None:
+        rows = parse_metrics(saved)
         if rows:  # a resumed run may learn another coefficient, which adds columns
             columns = [*rows[0], *(name for name in columns if name not in rows[0])]
-        _replace(path, _csv(columns, rows, header=True))
-        self._file = path.open("ab", buffering=0)
-        self._columns = columns
-        self._unwritten = b""
-        self._warned = False
+        self._path, self._columns, self._text = path, columns, [_csv(columns, rows, header=True)]
+        self._unwritten, self._warned = self._text[0].encode(), False
+        self._file: IO[bytes] | None = None
+        there = path.read_bytes() if path.is_file() else b""
+        if there.startswith(self._unwritten):
+            os.truncate(path, len(self._unwritten))  # needs no space
+            self._unwritten = b""
+        elif self._unwritten.startswith(there) and (path.is_file() or not path.exists()):
+            self._unwritten = self._unwritten[len(there) :]
+        else:
+            previous = _set_aside(path.parent, [path])
+            print(f"metrics.csv is not what the checkpoint goes on from: it is in {previous}, and written anew")
+        self.flush()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
 
     def write(self, row: Row) -> None:
-        self._unwritten += _csv(self._columns, [row]).encode()
+        self._text.append(_csv(self._columns, [row]))
+        self._unwritten += self._text[-1].encode()
         self.flush()
 
     def flush(self) -> None:
         try:
+            self._file = self._file or self._path.open("ab", buffering=0)
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
             self._warned = False
@@ -165,7 +181,11 @@ class MetricsFile:
 
     def close(self) -> None:
         self.flush()
-        self._file.close()
+        if self._unwritten:
+            rows = self._unwritten.count(b"\n")
+            print(f"metrics.csv lacks the last {rows} lines; a run that resumes makes them again", file=sys.stderr)
+        if self._file:
+            self._file.close()
 
 
 class Wandb:
@@ -279,16 +299,24 @@ class Recorder:
         if not self._active:
             return
         out_dir = self._out_dir = Path(config["out_dir"])
-        write_config(out_dir, config, processes=world.size, device=world.card, dtype=str(world.dtype),
-                     parameters=model.num_parameters(), skipped=begin.spikes.skipped)  # fmt: skip
-        resume_step = begin.step if begin.saved else None
+        resumed = begin.resume_step is not None
+        try:
+            write_config(out_dir, config, processes=world.size, device=world.card, dtype=str(world.dtype),
+                         parameters=model.num_parameters(), skipped=begin.spikes.skipped)  # fmt: skip
+        except OSError as error:  # of a full disk: a resumed run goes on
+            if not resumed:
+                raise
+            print(f"config.json: {error.strerror}; the run continues with that of before", file=sys.stderr)
         sizes = ("gradient_accumulation_steps", "batch_size", "block_size")
         self._tokens_per_step = math.prod(config[name] for name in sizes)
         peak = peak_flops(world.device, world.dtype)
         self._mfu_per_speed = model.flops_per_token() / (peak * world.size) if peak else None
         columns = [*COLUMNS, *self._coefficients(), *(f"h_{name}" for name in optimizer.hypergradients)]
-        self._metrics = MetricsFile(out_dir / "metrics.csv", columns, resume_step)
-        self._wandb = Wandb(out_dir, config, resume_step is not None) if config["wandb_log"] else None
+        path, saved = out_dir / "metrics.csv", ""
+        if resumed:
+            saved = begin.saved["metrics"] if "metrics" in begin.saved else rows_until(path, begin.step)
+        self._metrics = MetricsFile(path, columns, saved)
+        self._wandb = Wandb(out_dir, config, begin.saved is not None) if config["wandb_log"] else None
         self._progress = Progress(begin.step, config["max_iters"])
 
     def _coefficients(self) -> dict[str, float]:
@@ -297,6 +325,10 @@ class Recorder:
     def step(self) -> None:
         if self._active:
             self._progress.step()
+
+    def text(self) -> str:
+        """What metrics.csv holds, for the checkpoint."""
+        return self._metrics.text if self._active else ""
 
     def say(self, line: str) -> None:
         if self._active:
@@ -354,8 +386,7 @@ class Recorder:
         def curve(rows: list[dict[str, str]], column: str) -> dict[int, float]:
             return {int(row["step"]): float(row[column]) for row in rows if row.get(column)}
 
-        self._metrics.flush()
-        rows, found = read_metrics(self._out_dir / "metrics.csv"), {}
+        rows, found = parse_metrics(self._metrics.text), {}
         for name in self._optimizer.hypergradients:
             column = "lr_learned" if name == "lr" else name
             if moved := movement(curve(rows, column), curve(rows, f"h_{name}")):

@@ -8,16 +8,35 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+from data.manifest import read_text
 from runtime.settings import ConfigError
 
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv as text, without an incomplete last line."""
-    with path.open(newline="", encoding="utf-8") as file:
-        text = file.read()
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    """The rows of a metrics.csv as text, without an incomplete last line. Raises OSError, ValueError."""
+    return parse_metrics(read_text(path))
+
+
+def parse_metrics(text: str) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+
+
+def rows_until(path: Path, step: int) -> str:
+    """The text of metrics.csv up to a step; "" if there is no file. Raises ConfigError."""
+    try:
+        lines = read_text(path).splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= step]
+        if {line.count(",") for line in kept} - {line.count(",") for line in lines[:1]}:
+            raise ValueError("rows of other lengths than the header")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error}), and a checkpoint of an earlier version has no copy of it: "
+                          "repair it, or move it away") from None  # fmt: skip
+    return "".join(lines[:1] + kept)
 
 
 def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
@@ -31,7 +50,7 @@ def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
     """
     path = Path(source).expanduser()
     try:
-        about = json.loads((path / "config.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+        about = json.loads(read_text(path / "config.json" if path.is_dir() else path))
         last = read_metrics(path / "metrics.csv")[-1] if path.is_dir() else about["final"]
         config = about.get("config", {})
         end = config["max_iters"] if path.is_dir() else None

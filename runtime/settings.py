@@ -15,7 +15,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import math
 import operator
 import os
 import sys
@@ -24,6 +23,9 @@ import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
+
+from cli import HelpRequested, Mistake
+from data.manifest import read_text
 
 T = TypeVar("T")
 OPERATORS: dict[type, Callable] = {
@@ -51,12 +53,8 @@ Natural = Annotated[int, AtLeast(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 
 
-class ConfigError(ValueError):
+class ConfigError(Mistake):
     """The mistakes in a configuration, one per line."""
-
-
-class HelpRequested(Exception):
-    """--help was given; the message is the help text."""
 
 
 class Setting(NamedTuple):
@@ -183,9 +181,7 @@ def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Ite
         errors.append(f"{path}: its base refers back to itself")
         return
     try:
-        if path.exists() and not path.is_file():  # reading a named pipe would block
-            raise OSError(0, "not a regular file")
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        tree = ast.parse(read_text(path), filename=str(path))
     except OSError as error:
         errors.append(f"{path}: cannot be read ({error.strerror})")
         return
@@ -284,7 +280,7 @@ def _typed(value: Any, annotation: Any) -> Any:
 
 def _finite(number: float) -> float:
     try:
-        if math.isfinite(number := float(number)):
+        if abs(number := float(number)) < 2.0**128:  # not so NaN; what is larger is infinite in float32
             return number
     except OverflowError:
         pass

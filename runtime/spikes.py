@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cli import DIVERGED, STOPPED
 from runtime.checkpoint import Checkpoint, find
 from runtime.watchdog import GO_ON
 
 WINDOW = 100  # rows that a loss is compared with
 LEAST = 20  # rows before the first comparison
 RETURNS = 3  # to the same checkpoint; then the batches are not the cause of its spikes
-DIVERGED, STOPPED = 3, 130  # exit codes
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ class Start:
     saved: dict[str, Any] | None  # the checkpoint's content
     pretrained: GPT | None
     changes: list[str]  # settings that differ from the checkpoint's
+    no_room: str | None  # for its checkpoints
     spikes: Spikes
     step: int  # optimizer steps done
     seconds: float  # that they took
@@ -47,6 +50,8 @@ class Start:
             cfg, config = self.cfg, self.model_config
             yield (f"weights of {cfg.weights}: {cfg.n_layer} layers of {cfg.n_embd} features, the first "
                    f"{cfg.block_size} positions, {config.vocab_size} tokens in {config.padded_vocab_size} rows")
+        if self.no_room:
+            yield self.no_room
 
 
 def find_start(cfg: Any, world: World, dataset: Dataset, compiled: bool, learning_rate: Callable[[int, Any], float],
@@ -71,19 +76,25 @@ def find_start(cfg: Any, world: World, dataset: Dataset, compiled: bool, learnin
     if world.rank == 0:
         for line in damaged:
             print(f"train.py: skipping a damaged checkpoint: {line}", file=sys.stderr)
-    if not world.same(step):  # also a barrier: all processes have read before prepare_out_dir moves files
-        raise CheckpointError(f"the processes do not see the same checkpoints: out_dir={cfg.out_dir!r} must be shared")
-    cfg, model_config = _resolve_model_config(cfg, weights, saved, dataset.vocab_size)
+    content = hashlib.sha256(json.dumps(dataset.manifest, sort_keys=True).encode()).hexdigest()
+    # Also a barrier: all processes have read before prepare_out_dir moves files.
+    world.require_same(dataclasses.asdict(cfg) | {"the data's manifest": content[:8], "the checkpoint's step": step})
     learned, state_bytes = learned_and_bytes(cfg)
     changes: list[str] = []
-    if saved:
-        optimizer = cfg.optimizer.rpartition(":")[2]  # without the path of a user's file
-        identity = dataclasses.asdict(model_config) | {"optimizer": optimizer, "learned": learned}
-        changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg))
-        before = dataclasses.replace(cfg, **{k: v for k, v in saved["config"].items() if hasattr(cfg, k)})
-        was, now = learning_rate(step + 1, before), learning_rate(step + 1, cfg)
-        if was != now:
-            changes.append(f"so the learning rate of step {step + 1} is {now:.3g} (was {was:.3g})")
+    saved_facts = saved or {}
+    with checkpoint.reading(saved_facts.get("path", "")):
+        cfg, model_config = _resolve_model_config(cfg, weights, saved, dataset.vocab_size)
+        spikes = Spikes(**saved_facts.get("spikes", {}))
+        seconds, pending_loss = float(saved_facts.get("seconds", 0.0)), saved_facts.get("pending_loss")
+        pending_loss = None if pending_loss is None else float(pending_loss)
+        if saved:
+            optimizer = cfg.optimizer.rpartition(":")[2]  # without the path of a user's file
+            identity = dataclasses.asdict(model_config) | {"optimizer": optimizer, "learned": learned}
+            changes = checkpoint.changes(saved, identity, dataclasses.asdict(cfg))
+            before = dataclasses.replace(cfg, **{k: v for k, v in saved["config"].items() if hasattr(cfg, k)})
+            was, now = learning_rate(step + 1, before), learning_rate(step + 1, cfg)
+            if was != now:
+                changes.append(f"so the learning rate of step {step + 1} is {now:.3g} (was {was:.3g})")
     need = memory.needed(model_config, cfg.batch_size, state_bytes, world.size, cfg.parallel, world.dtype,
                          cfg.activation_checkpointing)  # fmt: skip
     if too_much := memory.problem(need, world.device, compiled):
@@ -95,16 +106,17 @@ def find_start(cfg: Any, world: World, dataset: Dataset, compiled: bool, learnin
     if cfg.weights and not saved:
         pretrained = huggingface.load(cfg.weights, cfg.vocab_multiple, cfg.dropout, cfg.block_size)
     elsewhere = init_from.endswith(checkpoint.KINDS) and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
-    saved_facts = saved or {}
-    spikes = Spikes(**saved_facts.get("spikes", {}))
     spikes.skipped = rollback.skipped if rollback else spikes.skipped
-    pending_loss, unlogged = saved_facts.get("pending_loss"), None
+    whole, goes_on = memory.needed(model_config, 1, state_bytes), saved is not None and not elsewhere
+    no_room = checkpoint.space_problem(cfg.out_dir, whole.weights + whole.states, cfg.keep_checkpoints, goes_on)
+    if no_room and not saved and world.rank == 0:  # a resumed run tries: where a save fails it goes on
+        raise ConfigError(no_room)
+    unlogged = None
     if not saved or pending_loss is not None:  # saved as a sum over the processes
         unlogged = torch.tensor((pending_loss or 0.0) if world.rank == 0 else 0.0, device=world.device)
     return Start(
-        cfg, model_config, saved, pretrained, changes, spikes, step,
-        seconds=saved_facts.get("seconds", 0.0),
-        resume_step=step if saved and not elsewhere else None,
+        cfg, model_config, saved, pretrained, changes, no_room, spikes, step, seconds,
+        resume_step=step if goes_on else None,
         unlogged=unlogged,
     )  # fmt: skip
 

@@ -14,13 +14,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-LOST = 4  # exit code when another process hangs or died
+from cli import LOST, Mistake
+
 GO_ON = "--init_from=auto resumes from the newest checkpoint"
 LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, os))
 
 
-class PeerLost(Exception):
+class PeerLost(Mistake):
     """Another process of the run died."""
+
+    exit_code = LOST
 
 
 class Watchdog(threading.Thread):

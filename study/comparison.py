@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cli import Mistake
 from runtime.movement import Movement, describe, movement
 from study.page import COLORS, Block, Figure, Table, Text, render, whole_page
 from study.pictures import caption, draw, size
@@ -17,11 +18,11 @@ from study.statistics import Paired, holm, mean, p_text, paired, spread
 def write(paths: Iterable[Path], out: Path, baseline: str | None = None) -> str:
     """Compare the runs, write compare.json, .png and .html to `out`; return the table and what else is to be said.
 
-    Raises ValueError, one line, if there is nothing to compare or no such baseline.
+    Raises Mistake, one line, if there is nothing to compare or no such baseline.
     """
     grouping = group_runs([read_result(path) for path in expanded(paths)])
     if not grouping.groups:
-        raise ValueError("no finished run among them: " + "; ".join(grouping.left_out or ["no run at all"]))
+        raise Mistake("no finished run among them: " + "; ".join(grouping.left_out or ["no run at all"]))
     base = choose_baseline(grouping.groups, baseline)
     rows = [measure(group, base) for group in grouping.groups]
     corrected = holm({row["label"]: row["difference"]["p"] for row in rows if row["difference"]})
@@ -52,7 +53,7 @@ def expanded(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir() and not (path / "config.json").is_file():
             inner = sorted(at.parent for depth in ("*", "*/*") for at in path.glob(f"{depth}/config.json"))
             if not inner:
-                raise ValueError(f"{path} holds no run: give an out_dir, a folder of them, or a record")
+                raise Mistake(f"{path} holds no run: give an out_dir, a folder of them, or a record")
             found += [at for at in inner if not at.name.startswith("previous-")]
         else:
             found.append(path)
@@ -60,12 +61,12 @@ def expanded(paths: Iterable[Path]) -> list[Path]:
 
 
 def choose_baseline(groups: Sequence[Group], wanted: str | None) -> Group:
-    """The group that `wanted` names, else the best of Adam's, else the first. Raises ValueError."""
+    """The group that `wanted` names, else the best of Adam's, else the first. Raises Mistake."""
     if wanted is not None:
         found = [g for g in groups if g.label == wanted] or [g for g in groups if wanted in g.label]
         if len(found) != 1:
             labels = "; ".join(group.label for group in groups)
-            raise ValueError(f"baseline={wanted!r} names {len(found)} groups: choose one of {labels}")
+            raise Mistake(f"baseline={wanted!r} names {len(found)} groups: choose one of {labels}")
         return found[0]
     kinds = [[g for g in groups if optimizer_of(g).rpartition(":")[2].lower() == name] for name in ("adam", "adamw")]
     return min(next(filter(None, kinds), groups[:1]), key=final_loss)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
-DIVERGED, STOPPED = 3, 130  # exit codes of train.py: it gave up; a signal stopped it, with its checkpoint
+from cli import Mistake
 
 
 class Runner:
@@ -47,7 +47,7 @@ class Runner:
     def call(self, command: Sequence[str], log: Path, allowed: Sequence[int] = (0,)) -> int:
         """Run a command to its end, its output appended to `log`; its exit code, one of `allowed`.
 
-        Raises RuntimeError, with the end of the log, for any other.
+        Raises Mistake, with the end of the log, for any other.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
@@ -61,7 +61,7 @@ class Runner:
                 self._running.discard(process)
         if code not in allowed:
             last = log.read_text(encoding="utf-8").strip().splitlines()[-3:]
-            raise RuntimeError(f"{' '.join(command)}\nended with {code}; {log} ends with\n" + "\n".join(last))
+            raise Mistake(f"{' '.join(command)}\nended with {code}; {log} ends with\n" + "\n".join(last))
         return code
 
     def end(self) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli import Mistake
+from data.manifest import read_text
 from runtime.records import COLUMNS, read_metrics
 
 from .statistics import mean
@@ -123,13 +125,13 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """A run from its out_dir, or from its record. Raises ValueError, one line, for what is neither."""
+    """A run from its out_dir, or from its record. Raises Mistake for what is neither."""
     try:
         if path.is_dir():
-            about = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            about = json.loads(read_text(path / "config.json"))
             rows = read_rows(path / "metrics.csv") if (path / "metrics.csv").is_file() else []
         else:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = json.loads(read_text(path))
             columns = about.get("curves", {})
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         config, steps = flat(about["config"]), int(about["config"]["max_iters"])
@@ -142,7 +144,7 @@ def read_result(path: Path) -> Result:
             for row in rows:  # a record has the seconds of the whole run alone
                 row["seconds"] = about.get("seconds", 0.0) * row["step"] / steps
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise ValueError(f"{path} is neither the out_dir nor the record of a run: it needs a config.json") from None
+        raise Mistake(f"{path} is neither the out_dir nor the record of a run: it needs a config.json") from None
     refused = bool(rows) and step > 0 and rows[-1].get("train_loss") is None and path.is_dir()
     if "diverged" in final or refused or final.get("val_loss", 0) is None:
         return Result(str(path), config, rows, {}, f"diverged at step {step}", about)

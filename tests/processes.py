@@ -1,10 +1,14 @@
 """Processes that tests start."""
 
+import functools
 import json
 import os
+import socket
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
@@ -19,3 +23,31 @@ def in_processes(folder: Path, *runs: tuple[int, list[str]], patch: str = "") ->
                           timeout=300 + 60 * len(runs))  # fmt: skip
     codes = [json.loads(line)["codes"] for line in done.stdout.splitlines()]
     assert codes == [size * [0] for size, _ in runs], done.stderr
+
+
+@functools.cache
+def server() -> subprocess.Popen[str]:
+    """tests/forks.py, which ends with this process."""
+    return subprocess.Popen([sys.executable, ROOT / "tests" / "forks.py"], env=ENV, cwd=ROOT, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def forked(*jobs: Any) -> list:
+    """What became of each job (tests/forks.py): programs in processes of their own, the imports made once."""
+    asked, answers = server().stdin, server().stdout
+    assert asked and answers
+    found = []
+    for job in jobs:
+        print(json.dumps(job), file=asked, flush=True)
+        found.append(json.loads(answers.readline()))
+    return found
+
+
+def ranks(*argvs: list[str], patches: tuple[str, ...] = (), **more: str) -> list[dict]:
+    """A job for each process of a run, with command lines of their own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"WORLD_SIZE": str(len(argvs)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"argv": argv, "env": {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), **more}, "patch": patch}
+            for rank, (argv, patch) in enumerate(zip_longest(argvs, patches, fillvalue=""))]  # fmt: skip

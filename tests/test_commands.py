@@ -38,8 +38,9 @@ def test_what_is_shown_is_taken(per_machine: int, machines: int, arguments: list
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # on a machine with GPUs enough
     monkeypatch.setattr(torch.cuda, "device_count", lambda: per_machine)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(per_machine))
-    monkeypatch.setenv("WORLD_SIZE", str(per_machine * machines))
+    place = {"LOCAL_WORLD_SIZE": per_machine, "WORLD_SIZE": per_machine * machines, "RANK": 0, "LOCAL_RANK": 0}
+    for name, value in (place | {"MASTER_ADDR": "localhost", "MASTER_PORT": 29500}).items():
+        monkeypatch.setenv(name, str(value))
     try:
         train.parse(train.Config, arguments, train.check, "train.py")
     except HelpRequested:

@@ -14,14 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "optim": set(),
     "model": set(),
-    "data": set(),
+    "cli": set(),
+    "data": {"cli"},
     "config": set(),
-    "runtime": {"optim", "model", "data"},
-    "evaluation": {"runtime", "optim", "model", "data"},
-    "study": {"runtime", "optim", "model", "data"},
-    "programs": {"study", "evaluation", "runtime", "optim", "model", "data"},
-    "experiments": {"study", "evaluation", "runtime", "optim", "model", "data"},
-    "benchmarks": {"programs", "study", "evaluation", "runtime", "optim", "model", "data"},
+    "runtime": {"optim", "model", "data", "cli"},
+    "evaluation": {"runtime", "optim", "model", "data", "cli"},
+    "study": {"runtime", "optim", "model", "data", "cli"},
+    "programs": {"study", "evaluation", "runtime", "optim", "model", "data", "cli"},
+    "experiments": {"study", "evaluation", "runtime", "optim", "model", "data", "cli"},
+    "benchmarks": {"programs", "study", "evaluation", "runtime", "optim", "model", "data", "cli"},
 }
 
 

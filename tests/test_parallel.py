@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import cli
 from runtime import parallel
 
 
@@ -55,6 +56,6 @@ def test_the_device_that_was_named_is_the_current_one_and_emulated_bfloat16_is_n
 def test_each_mistake_is_said(rank: int, local_rank: int, met: bool, said: str, monkeypatch, capsys) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    monkeypatch.setattr(parallel, "LEFT", [None] * met)
-    parallel.complain("train.py", ValueError("wrong"))
+    monkeypatch.setattr(cli, "alone", met)
+    cli.complain("train.py", ValueError("wrong"))
     assert capsys.readouterr().err == said

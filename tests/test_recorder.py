@@ -14,14 +14,14 @@ import torch
 
 from runtime import recorder
 from runtime.recorder import MetricsFile, Progress, Wandb, prepare_out_dir, write_config
-from runtime.records import read_metrics
+from runtime.records import read_metrics, rows_until
 from runtime.settings import ConfigError
 
 CONFIG = {"wandb_project": "p", "wandb_run_name": None, "max_iters": 10}
 
 
 def metrics(path: Path, steps: list[int], columns: list[str], resume_step: int | None) -> list[dict[str, str]]:
-    file = MetricsFile(path, columns, resume_step)
+    file = MetricsFile(path, columns, "" if resume_step is None else rows_until(path, resume_step))
     for step in steps:
         file.write({"step": step, "loss": step / 3, "beta1": None})
     file.close()

@@ -89,7 +89,7 @@ def test_a_full_disk_is_one_line(out_dir: str) -> None:
     with open("/dev/full", "w") as full:
         process = start(out_dir, stdout=full)
         _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (2, b"sample.py: the text cannot be written (No space left on device)\n")
+    assert (process.returncode, err) == (2, b"sample.py: standard output cannot be written (No space left on device)\n")
 
 
 def test_an_interruption_is_no_traceback(out_dir: str) -> None:

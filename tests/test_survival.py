@@ -148,54 +148,6 @@ def test_a_file_that_cannot_be_deleted_fails_no_save(tmp_path: Path, monkeypatch
     assert [found.step for found in checkpoint.find(tmp_path)] == [1, 2, 3]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path):
-    """A file system of 2 MB. Without the right to mount there is nothing to test on."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("this test mounts a tmpfs, which this user may not")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)  # with whatever is mounted in it
-
-
-@pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_a_save_that_fails_does_not_end_the_run(
-    small: list[str], tmp_path: Path, tiny_disk: Path, capsys, monkeypatch, trouble: str
-) -> None:
-    run = [*small, "--checkpoint_interval=2", "--log_interval=1"]
-    assert train.main(run) == 0
-    out_dir, real = tiny_disk / "run", train.learning_rate
-    seen = set()
-
-    def spoil(step: int, cfg: train.Config) -> float:
-        if step in seen:  # called before and after each step
-            return real(step, cfg)
-        seen.add(step)
-        if step == 4 and trouble == "full":
-            with open(tiny_disk / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
-                while True:
-                    ballast.write(bytes(4096))
-        elif step == 4:
-            subprocess.run(["mount", "--bind", out_dir, out_dir], check=True)  # metrics.csv stays open below it
-            subprocess.run(["mount", "-o", "remount,bind,ro", out_dir], check=True)
-        elif step == 9 and trouble == "full":
-            (tiny_disk / "ballast").unlink()
-        return real(step, cfg)
-
-    monkeypatch.setattr(train, "learning_rate", spoil)
-    capsys.readouterr()
-    assert train.main([*run, f"--out_dir={out_dir}"]) == 0
-    reason = {"full": "No space left on device", "read-only": "Read-only file system"}[trouble]
-    shown = capsys.readouterr()
-    assert f"step 4 is not saved ({reason}); the checkpoints before it are intact" in shown.out
-    if trouble == "full":
-        ends_equal(tmp_path / "run", out_dir)  # with the rows that were kept in memory
-    else:
-        assert checkpoint.load(checkpoint.newest(out_dir))["step"] == 2
-        assert without_seconds(out_dir) == without_seconds(tmp_path / "run")
-
-
 @pytest.mark.parametrize("damage", ["foreign", "truncated", "missing", "beyond the vocabulary"])
 def test_data_that_is_not_what_was_prepared_is_refused(
     small: list[str], corpus: str, tmp_path: Path, capsys, damage: str
@@ -217,11 +169,6 @@ def test_data_that_is_not_what_was_prepared_is_refused(
             "missing": "is missing although", "beyond the vocabulary": "but the vocabulary has"}  # fmt: skip
     line = capsys.readouterr().err
     assert re.fullmatch(rf"train.py: {re.escape(str(shard))} .*\n", line) and said[damage] in line
-
-
-def test_too_little_space_is_said_before_the_start(small: list[str], tiny_disk: Path, capsys) -> None:
-    assert train.main([*small, f"--out_dir={tiny_disk / 'run'}", "--keep_checkpoints=100"]) == 2
-    assert re.search(r"has 2\.\d MB free, the checkpoints need [\d.]+ MB \(102 of", capsys.readouterr().err)
 
 
 def wait_for(condition, seconds: float = 90) -> None:

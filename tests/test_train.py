@@ -280,7 +280,9 @@ def test_all_mistakes_of_a_command_line_are_reported_together(small: list[str], 
 
 
 def test_more_processes_than_micro_batches_are_refused(small: list[str], capsys, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    place = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
     assert "is not divisible by the 3 processes" in refused(small, capsys)
 
 

@@ -127,7 +127,7 @@ def test_killed_for_real(how: signal.Signals, tiny: Path, tmp_path: Path) -> Non
         process.send_signal(how)
         _, errors = process.communicate()
         assert process.returncode == (130 if how == signal.SIGINT else -how)
-        assert how != signal.SIGINT or errors.splitlines()[-1] == "interrupted; repeat the command to go on"
+        assert how != signal.SIGINT or errors.splitlines()[-1] == "prepare.py: interrupted; repeat the command to go on"
         assert "Traceback" not in errors and not (folder / "manifest.json").exists()
     prepare_in_small_batches(tiny_source(), folder)
     assert {k: v for k, v in contents(folder).items() if "partial" not in k} == contents(tiny)

@@ -334,7 +334,7 @@ def test_another_fraction_is_refused_and_then_made_again(
     assert "warning: val has 176 tokens; below 10,000 a loss is noisy, and block_size must be smaller: " in said
     code, said = command("--val_fraction=0.9")
     refusal = "holds other data (val_fraction 0.01, not 0.9): --overwrite makes it again, --out chooses another folder"
-    assert (code, said) == (2, f"error: {tmp_path}/own {refusal}\n") and val_tokens() == 176
+    assert (code, said) == (2, f"prepare.py: {tmp_path}/own {refusal}\n") and val_tokens() == 176
     (tmp_path / "own" / "notes.txt").write_text("the user's")
     code, said = command("--val_fraction=0.9", "--overwrite")
     assert code == 0 and f"{tmp_path}/own: removing the set that was prepared there" in said
@@ -367,7 +367,7 @@ def test_the_command_for_own_text(tmp_path: Path) -> None:
     ):
         done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 2 and message in done.stderr
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("prepare.py: ") and done.stderr.count("\n") == 1
 
 
 def test_unigram_entropy() -> None:
@@ -453,4 +453,5 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = subprocess.run([*command[:2], f"--out={tmp_path / 'file'}"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and str(tmp_path / "file") in done.stderr
+    assert done.stderr.startswith("prepare.py: ") and done.stderr.count("\n") == 1
+    assert str(tmp_path / "file") in done.stderr

@@ -17,6 +17,7 @@ from made_runs import leave
 import data
 import experiments
 import train
+from cli import Mistake
 from experiments import EXPERIMENTS, ablations, experiment, figure8, table3, table4, training_loss
 from experiments.__main__ import main, make
 from experiments.experiment import ROOT, Computation, Training, write
@@ -56,7 +57,7 @@ def test_an_unfinished_run_has_no_record(elsewhere: Path) -> None:
 
 def test_a_folder_with_another_run_is_not_taken_for_this_one(elsewhere: Path) -> None:
     leave(RUN, seed=2)
-    with pytest.raises(RuntimeError, match="seed=2, not 1"):
+    with pytest.raises(Mistake, match="seed=2, not 1"):
         RUN.made_record()
 
 
@@ -83,10 +84,10 @@ def test_a_run_without_its_last_checkpoint_is_not_finished(elsewhere: Path, monk
         (RUN.out_dir / f"ckpt_000200.{kind}").rename(RUN.out_dir / f"ckpt_000150.{kind}")
     (RUN.out_dir / "ckpt_000150.json").write_text('{"step": 150, "val_loss": 1.0, "size": 1, "sha256": "abc"}')
     assert not RUN.finished() and not evaluation_of(RUN).ready()
-    with pytest.raises(RuntimeError, match="no checkpoint of its last step, 200"):
+    with pytest.raises(Mistake, match="no checkpoint of its last step, 200"):
         training_loss.training_loss(RUN.out_dir)
     monkeypatch.setattr(Runner, "call", lambda *_: 0)  # the disk is still full
-    with pytest.raises(RuntimeError, match="does not hold the last step and its checkpoint"):
+    with pytest.raises(Mistake, match="does not hold the last step and its checkpoint"):
         RUN.execute(Runner(experiment.ROOT))
     monkeypatch.setattr(Runner, "call", lambda *_: leave(RUN) or 0)
     RUN.execute(Runner(experiment.ROOT))
@@ -99,7 +100,7 @@ def test_a_record_is_that_of_what_the_config_files_say_now(elsewhere: Path) -> N
     assert RUN.record() is not None  # where it was made, and who looked on, is not the run
     (elsewhere / "config/a.py").write_text("batch_size = 3\n")
     assert RUN.record() is None and not RUN.finished()
-    with pytest.raises(RuntimeError, match=r"batch_size=2, not 3: move it away"):
+    with pytest.raises(Mistake, match=r"batch_size=2, not 3: move it away"):
         RUN.execute(Runner(experiment.ROOT))
     (elsewhere / "config/a.py").write_text("batch_size = 2\nrho = 0.5\n")
     assert RUN.record() is None
@@ -261,7 +262,7 @@ def test_what_ends_the_command_ends_the_runs_under_way(tmp_path: Path, number: i
 
 
 def test_a_run_that_fails_says_why(elsewhere: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"No such file|can't open file"):
+    with pytest.raises(Mistake, match=r"No such file|can't open file"):
         RUN.execute(Runner(experiment.ROOT))
 
 
@@ -295,7 +296,7 @@ def test_fixed_coefficients_come_from_the_finished_run(elsewhere: Path) -> None:
     other["final"]["rho"] = 0.123  # made again, the source ended elsewhere
     write(RUN.path, other)
     assert fixed.record() is None and not fixed.finished()
-    with pytest.raises(RuntimeError, match=r"rho=0\.7, not 0\.123"):
+    with pytest.raises(Mistake, match=r"rho=0\.7, not 0\.123"):
         fixed.execute(Runner(experiment.ROOT))
     (elsewhere / "config/a.py").write_text("batch_size = 3\n")
     assert not fixed.ready()  # the record of the source is that of other settings
@@ -417,4 +418,4 @@ def test_the_package_explains_itself() -> None:
 
 def test_a_pattern_that_fits_no_run_is_said(capsys) -> None:
     assert main(["run", "table2", "--only=nothing"]) == 2
-    assert capsys.readouterr().err.startswith("table2: no run like 'nothing' at scale laptop")
+    assert capsys.readouterr().err.startswith("experiments: table2: no run like 'nothing' at scale laptop")

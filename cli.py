@@ -1,0 +1,133 @@
+"""The one door of all programs: what ends one becomes a line on stderr and an exit code; its output is not its work."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+MISTAKE, DIVERGED, LOST, STOPPED = 2, 3, 4, 130  # exit codes
+alone = False  # whether this process has joined others: its errors may be its own
+
+
+class Mistake(ValueError):
+    """Something for the user to put right: one line for each, with the value and what to do."""
+
+    exit_code = MISTAKE
+
+
+class HelpRequested(Exception):
+    """--help was given; the message is the help text."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our help and without abbreviations; a mistake is one line."""
+
+    def __init__(self, prog: str | None, description: str | None = None, **more: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, formatter_class=formatter, allow_abbrev=False, **more)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for argument in args or ():
+            if argument.endswith("=--"):  # which argparse takes for an empty list
+                self.error(f"{argument} has no value")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise Mistake(f"{message} (--help lists the options)")
+
+
+class Output:
+    """Standard output or error. When the disk is full or the reader has left, the program goes on without it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # None where the shell closed it
+        self.error: OSError | None = None
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, action: Callable[..., object], *arguments: str) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            self.error = self.error or error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # for what is buffered, at exit too
+
+
+def program(name: str, again: str = "") -> Callable[[Callable[[list[str]], int | None]], Callable[[list[str]], int]]:
+    """Decorate `main(argv) -> exit code or None`: errors of the user, of other processes and of the system become a
+    line, and a standard output that fails becomes one at the end.
+
+    Exit codes: 0 done; 2 a mistake; 4 another process hangs or died; 130 stopped by a signal; others as returned by
+    main. Other exceptions are bugs and keep their traceback; with NANOMADA_TRACEBACK=1, all exceptions do.
+
+    Args:
+        again: what a user can do after Ctrl-C.
+    """
+
+    def decorate(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
+        @functools.wraps(main)
+        def run(argv: list[str]) -> int:
+            before = sys.stdout, sys.stderr
+            sys.stdout, sys.stderr = out, _ = [Output(stream) for stream in before]  # type: ignore[assignment]
+            try:
+                return _run(name, again, main, argv)
+            finally:
+                out.flush()
+                if out.error and not isinstance(out.error, BrokenPipeError):
+                    _say(f"{name}: standard output cannot be written ({out.error.strerror})")
+                sys.stdout, sys.stderr = before
+
+        return run
+
+    return decorate
+
+
+def _run(name: str, again: str, main: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    try:
+        return main(argv) or 0
+    except HelpRequested as text:
+        print(text)
+        return 0
+    except (Mistake, OSError, MemoryError, KeyboardInterrupt) as error:
+        if os.environ.get("NANOMADA_TRACEBACK"):
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            line = f"stopped {error}" if str(error) else f"interrupted; {again}" if again else ""
+            if line and os.environ.get("RANK", "0") == "0":
+                _say(f"{name}: {line}")
+            return STOPPED
+        complain(name, error)
+        return error.exit_code if isinstance(error, Mistake) else MISTAKE
+
+
+def complain(name: str, error: BaseException) -> None:
+    """Print the error that ends this process. Before the process group exists, all processes of a machine have the
+    same error and only the first prints it."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    elif isinstance(error, MemoryError):
+        text = f"out of memory {text}".strip()
+    rank = os.environ.get("RANK", "0")
+    text = "\n".join(line if len(line) < 1000 else f"{line[:500]} ... {line[-300:]}" for line in text.splitlines())
+    if alone or not os.environ.get("RANK") or not os.environ.get("LOCAL_RANK", "0").strip("0").isdecimal():
+        _say(f"{name}: {text}" if rank == "0" else f"{name}: rank {rank}: {text}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
