@@ -1,7 +1,9 @@
 """The record and the display of a run: config.json, metrics.csv, a progress bar or plain lines, and optionally wandb.
 
 The columns of metrics.csv are step, tokens, seconds, train_loss, val_loss, lr, grad_norm, each coefficient, and the
-hypergradient of each learned coefficient as h_<name>. An empty cell was not measured at that step.
+hypergradient of each learned coefficient as h_<name>. An empty cell was not measured at that step. Where param groups
+have coefficients of their own, these are the means, and <name>[0], <name>[1], ... those of the groups; where tensors
+have, <name>[0%], ..., <name>[100%] are quantiles over them, and tensors.csv has all of them at each validation.
 """
 
 from __future__ import annotations
@@ -25,15 +27,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model import peak_flops
+from optim.values import key_of
 from runtime.movement import Movement, describe, movement
 from runtime.records import COLUMNS, read_metrics
 from runtime.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
-RUN_FILES = re.compile(r"metrics\.csv|config\.json|figure\.png|wandb|wandb_id|ckpt_\d+\.[\w.]+|perplexity\.json")
+RUN_FILES = re.compile(
+    r"(metrics|tensors)\.csv|(config|perplexity)\.json|(figure|tensors)\.png|wandb|wandb_id|ckpt_\d+\.[\w.]+"
+)
 LOCKS: dict[Path, Any] = {}  # open files that lock the out_dirs of this process; the system unlocks them at its end
-Row = dict[str, float | int | None]
+PERCENT = (0, 25, 50, 75, 100)  # quantiles over tensors
+Row = dict[str, Any]
 
 
 def write_config(out_dir: Path, config: Mapping[str, Any], **facts: Any) -> None:
@@ -286,13 +294,35 @@ class Recorder:
         self._tokens_per_step = math.prod(config[name] for name in sizes)
         peak = peak_flops(world.device, world.dtype)
         self._mfu_per_speed = model.flops_per_token() / (peak * world.size) if peak else None
-        columns = [*COLUMNS, *self._coefficients(), *(f"h_{name}" for name in optimizer.hypergradients)]
+        self._scope = config.get("scope", "global") if optimizer.learned else "global"
+        hypergradients = [f"h_{name}" for name in optimizer.hypergradients]
+        columns = [*COLUMNS, *self._coefficients(), *hypergradients, *self._by_owner()]
         self._metrics = MetricsFile(out_dir / "metrics.csv", columns, resume_step)
+        self._tensors: MetricsFile | None = None
+        if self._scope == "tensor":
+            names = {id(p): name for name, p in model.named_parameters()}
+            self._names = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            columns = ["step", "parameter", *(key_of(k) for k in optimizer.learned)]
+            self._tensors = MetricsFile(out_dir / "tensors.csv", columns, resume_step)
         self._wandb = Wandb(out_dir, config, resume_step is not None) if config["wandb_log"] else None
         self._progress = Progress(begin.step, config["max_iters"])
 
     def _coefficients(self) -> dict[str, float]:
-        return {"lr_learned" if k == "lr" else k: value for k, value in self._optimizer.coefficients.items()}
+        return {key_of(k): value for k, value in self._optimizer.coefficients.items()}
+
+    def _by_owner(self) -> dict[str, float]:
+        """Of each learned coefficient, the values of groups, or quantiles of those of tensors."""
+        if self._scope == "global":
+            return {}
+        owners, found = self._optimizer.coefficients_by_owner, {}
+        for k in self._optimizer.learned:
+            values = [own[k] for own in owners]
+            if self._scope == "tensor":
+                parts: dict[Any, float] = {f"{percent}%": np.percentile(values, percent).item() for percent in PERCENT}
+            else:
+                parts = dict(enumerate(values))
+            found |= {f"{key_of(k)}[{part}]": value for part, value in parts.items()}
+        return found
 
     def step(self) -> None:
         if self._active:
@@ -319,8 +349,13 @@ class Recorder:
             "grad_norm": None if norm is None or not step else float(norm),
             **coefficients,
             **{f"h_{name}": None if math.isnan(value) else value for name, value in hypergradients.items()},
+            **self._by_owner(),
         }
         self._metrics.write(row)
+        if self._tensors is not None and val_loss is not None:
+            for name, own in zip(self._names, self._optimizer.coefficients_by_owner, strict=True):
+                values = {key_of(k): value for k, value in own.items()}
+                self._tensors.write({"step": step, "parameter": name, **values})
         if self._wandb is not None:
             self._wandb.write(row)
         speed = steps_per_second * self._tokens_per_step  # tokens per second
@@ -330,7 +365,7 @@ class Recorder:
             "tok/s": f"{speed:,.0f}" if step else None,
             "MFU": f"{speed * self._mfu_per_speed:.1%}" if self._mfu_per_speed and step else None,
         }
-        learned = ["lr_learned" if name == "lr" else name for name in hypergradients]
+        learned = map(key_of, hypergradients)
         self._progress.show(row, texts | {name: f"{coefficients[name]:#.4g}" for name in learned})
 
     def finish(self, val_loss: float, entropy: float) -> None:
@@ -357,7 +392,7 @@ class Recorder:
         self._metrics.flush()
         rows, found = read_metrics(self._out_dir / "metrics.csv"), {}
         for name in self._optimizer.hypergradients:
-            column = "lr_learned" if name == "lr" else name
+            column = key_of(name)
             if moved := movement(curve(rows, column), curve(rows, f"h_{name}")):
                 found[column] = moved
         return found
@@ -365,6 +400,8 @@ class Recorder:
     def close(self) -> None:
         if self._active:
             self._metrics.close()
+            if self._tensors is not None:
+                self._tensors.close()
             self._progress.close()
             if self._wandb is not None:
                 self._wandb.close()

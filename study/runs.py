@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.records import COLUMNS, read_metrics
+from runtime.records import coefficient_columns, read_metrics
 
 from .statistics import mean
 
@@ -58,10 +58,6 @@ def read_rows(path: Path) -> list[Row]:
 
 def measured(rows: Sequence[Row], column: str) -> list[float]:
     return [value for row in rows if (value := row[column]) is not None]
-
-
-def coefficient_columns(row: Row) -> list[str]:
-    return [name for name in row if name not in COLUMNS and not name.startswith("h_")]
 
 
 def final_values(rows: Sequence[Row], steps: int) -> dict[str, float | None]:
