@@ -282,7 +282,8 @@ class RuleOptimizer(Optimizer):
         """The bucket's hypergradients, flat, and |g|^2."""
         now = self._values.scalars
         sums = self._run("hypergradient", b, now, b.rows)
-        return sums if now.q.dim() == 1 else self._step.per_owner(now, sums, b.rows.owner)
+        owner = b.rows.owner
+        return sums if now.q.dim() == 1 or owner is None else self._step.per_owner(now, sums, owner)
 
     def _total(self, sums: dict[Bucket, Tensor]) -> Tensor:
         """The buckets' sums, added up: K + 1 numbers, the only ones that processes with shards exchange."""
@@ -361,7 +362,7 @@ class RuleOptimizer(Optimizer):
         self._prepare()
         for bucket in self.buckets:
             self._show_state(bucket)
-        self._values.show()
+        self._values.show_again()
         self._layout = self._current_layout()
 
     def _prepare(self) -> None:

@@ -86,7 +86,7 @@ def from_adam(optimizer: Any, states: dict[Tensor, Any], groups: list[dict[str, 
     found = {}
     for p, mine in optimizer.state.items():
         theirs = states[p] or {"step": 0, **{k: torch.zeros_like(p) for k in ADAM.values()}}  # it had no step
-        if more := theirs.keys() - {"step", *ADAM.values()}:
+        if more := [*(theirs.keys() - {"step", *ADAM.values()})]:
             raise ValueError(f"{', '.join(more)} of a torch Adam has no counterpart here")
         none = {k: 0 if k in COLUMNS else torch.zeros_like(p) for k in mine}  # no gradient is pending
         found[p] = none | {k: theirs[ADAM[k]] for k in optimizer.fields} | {"step": theirs["step"]}

@@ -92,7 +92,7 @@ class Values:
         self.scalars = self.scalars._replace(**new)
 
         shown = {id(group): entries for group, entries in self.shown}
-        self.shown = [(group, self._entries(*each)) for group, *each in zip(groups, self.rows, fixed, strict=True)]
+        self._show(groups, fixed)
         for group, entries in self.shown:
             old = shown.get(id(group), {})  # what else is in the group was written there
             group.update({k: v for k, v in entries.items() if k not in group or group[k] is old.get(k)})
@@ -119,7 +119,7 @@ class Values:
 
     def _entries(self, rows: slice, fixed: Sequence[float]) -> dict[str, Any]:
         now, at, learned = self.scalars, place(self.scope, rows), self.options.learned
-        entries = self.about | dict(zip(self.fixed, fixed, strict=True))
+        entries: dict[str, Any] = {**self.about, **dict(zip(self.fixed, fixed, strict=True))}
         entries |= {key_of(k): now.q[(*at, j)] for j, k in enumerate(learned)}
         if "beta1" in entries:
             entries.setdefault("momentum", entries["beta1"])
@@ -129,11 +129,13 @@ class Values:
             entries |= {name: getattr(now, name) for name in OF_ALL if name != "lr_start" or "lr" in learned}
         return entries
 
-    def show(self) -> None:
+    def _show(self, groups: Sequence[Group], fixed: Sequence[Sequence[float]]) -> None:
+        each = zip(groups, self.rows, fixed, strict=True)
+        self.shown = [(group, self._entries(rows, values)) for group, rows, values in each]
+
+    def show_again(self) -> None:
         """In a copy, whose groups may hold copies of the views."""
-        fixed = [[entries[k] for k in self.fixed] for _, entries in self.shown]
-        groups = [group for group, _ in self.shown]
-        self.shown = [(group, self._entries(*each)) for group, *each in zip(groups, self.rows, fixed, strict=True)]
+        self._show([group for group, _ in self.shown], [[own[k] for k in self.fixed] for _, own in self.shown])
         for group, entries in self.shown:
             group.update(entries)
 

@@ -314,7 +314,7 @@ class Recorder:
         """Of each learned coefficient, the values of groups, or quantiles of those of tensors."""
         if self._scope == "global":
             return {}
-        owners, found = self._optimizer.coefficients_by_owner, {}
+        owners, found = self._optimizer.coefficients_by_owner, dict[str, float]()
         for k in self._optimizer.learned:
             values = [own[k] for own in owners]
             if self._scope == "tensor":

@@ -402,7 +402,7 @@ def trained_state(optimizer: RuleOptimizer | torch.optim.Optimizer, params) -> d
 @pytest.mark.parametrize(
     "foreign, message",
     [
-        (lambda p: torch.optim.SGD(p), "not of one of these optimizers: its groups have dampening"),
+        (lambda p: torch.optim.SGD(p), "not of one of these optimizers: groups have dampening"),
         (lambda p: torch.optim.AdamW(p, amsgrad=True), "max_exp_avg_sq of a torch Adam has no counterpart"),
         (lambda p: torch.optim.Adam(p, weight_decay=0.1), "weight_decay=0.1 of a torch Adam is not decoupled"),
         (lambda p: Yogi(p), "another rule, Yogi"),  # whose fields are Adam's
