@@ -43,8 +43,7 @@ class Config:
     out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
     init_from: Annotated[str, "scratch; resume: out_dir's newest checkpoint; auto: either; or a path"] = "scratch"
     weights: Annotated[
-        str | None, "start with these: gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in Hugging Face's format, "
-        "which decides n_layer, n_head, n_embd and bias"] = None  # fmt: skip
+        str | None, "start with gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in their format"] = None  # fmt: skip
     seed: Annotated[Natural, "fixes weights, batches and dropout"] = 1337
     max_iters: Annotated[Count, "length of the run (steps)"] = 100_000
     log_interval: Annotated[Count, "between two rows of metrics (steps)"] = 10
@@ -84,6 +83,7 @@ class Config:
     hyper_start: Annotated[Natural, "coefficients are not learned until after this step (steps)"] = 0
     hyper_clip: Annotated[float, "hypergradients are clamped to plus and minus this (loss per unit)"] = 10.0
     order: Annotated[Literal["coefficients_first", "weights_first"], "what a step updates first"] = "coefficients_first"
+    scope: Annotated[Literal["global", "group", "tensor"], "who shares a coefficient that is learned"] = "global"
     learning_rate: Annotated[float, "highest learning rate, after the warm-up (weight units per step)"] = 6e-4
     weight_decay: Annotated[NonNegative, "decoupled decay of matrices (times the learning rate, per step)"] = 0.1
     grad_clip: Annotated[NonNegative, "largest global gradient norm (loss per weight unit); 0: no clipping"] = 1.0

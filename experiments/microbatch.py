@@ -32,14 +32,14 @@ class Twins:
 
     def step(self, learn_from: Sequence[torch.Tensor]) -> None:
         """One step; the gradients of the weights are in place, `learn_from` are those for the coefficients."""
-        state = self.optimizer.state_dict()
-        state["scalars"]["momentum"] = self.learner.state_dict()["scalars"]["momentum"]
-        self.learner.load_state_dict(state)
+        momentum = self.learner.param_groups[0]["q_momentum"].clone()
+        self.learner.load_state_dict(self.optimizer.state_dict())
+        self.learner.param_groups[0]["q_momentum"] = momentum
         for p, gradient in zip(params_of(self.learner), learn_from, strict=True):
             p.grad = gradient
         self.learner.step()
-        state["scalars"]["q"] = self.learner.state_dict()["scalars"]["q"]
-        self.optimizer.load_state_dict(state)
+        for k in self.optimizer.learned:
+            self.optimizer.param_groups[0][k] = self.learner.param_groups[0][k]
         self.optimizer.step()
 
 

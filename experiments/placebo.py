@@ -188,13 +188,12 @@ def advantage(model: GPT, optimizer: RuleOptimizer, twin: GPT, other: RuleOptimi
     losses = []
     for w in (1.0, 0.0):
         twin.load_state_dict(model.state_dict())
-        state = optimizer.state_dict()
-        state["scalars"]["q"] = state["scalars"]["q"].clone()
-        state["scalars"]["q"][list(optimizer.learned).index("w")] = w
-        other.load_state_dict(state)
+        other.load_state_dict(optimizer.state_dict())
+        other.param_groups[0]["w"] = torch.tensor(w)
         for mine, its in zip(twin.parameters(), model.parameters(), strict=True):
             mine.grad = its.grad.clone() if its.grad is not None else None
-        other._hyper = other._hyper._replace(rate=torch.zeros_like(other._hyper.rate))  # w stays where it was put
+        values = other._values  # w stays where it was put
+        values.hyper = values.hyper._replace(rate=torch.zeros_like(values.hyper.rate))
         other.step()
         losses.append(twin(*next_batch)[1].item())
     return losses[0] - losses[1]

@@ -11,6 +11,7 @@ from .adam import Adam, HyperAdam
 from .adan import Adan
 from .amsgrad import AMSGrad
 from .avgrad import AVGrad
+from .check import check_hypergradient
 from .engine import RuleOptimizer
 from .interpolate import interpolate
 from .lion import Lion
@@ -34,5 +35,6 @@ def build_optimizer(name: str, params: Iterable[Any], **options: Any) -> RuleOpt
 
 __all__ = [
     "MADA", "OPTIMIZERS", "SGD", "AMSGrad", "AVGrad", "Adam", "Adan", "Coefficient", "HyperAdam", "Lion",
-    "MADAMax", "Reference", "RuleOptimizer", "Yogi", "build_optimizer", "interpolate", "mix", "sqrt",
+    "MADAMax", "Reference", "RuleOptimizer", "Yogi", "build_optimizer", "check_hypergradient", "interpolate", "mix",
+    "sqrt",
 ]  # fmt: skip

@@ -17,32 +17,33 @@ With weights first, learn comes after update. With nothing to learn there is no 
 No graph outlives a step, autograd never goes through the model a second time, and nothing waits for the device.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import options
+from . import options, saved
+from .check import probe, refuse_inside_zero
 from .compiled import CompiledPass
-from .flat import Bucket, Kind, name_of, overlapping, own_storage, share, whole
-from .hyper import Hyper
+from .flat import COLUMNS, Bucket, Kind, name_of, overlapping, own_storage, share
 from .options import Options, refuse_outside
 from .rule import Coefficient
 from .step import Scalars, Step
+from .values import BY_OWNER, OF_ALL, Values, key_of
 
 COMPILE_FROM = 100_000  # with compile=None, the number of parameters from which compiling pays for itself
-COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # name in state[p]: field of Rows
 
 
 class RuleOptimizer(Optimizer):
     """An optimizer defined by `table`, `State` and `advance` (see rule.py); subclass it to bring your own rule.
 
     Args:
-        params: parameters, or param groups, each with its own `lr` and `weight_decay` if it has them
+        params: parameters, or param groups, each with its own `lr`, `weight_decay` and coefficients if it has them,
+            and `hyper_lr` and `box` where scope is not "global"
         lr: learning rate
         <name>: start value of a coefficient in the rule's `table`, or value of one of its `constants`
         weight_decay: decoupled, x <- (1 - lr * weight_decay) x
@@ -64,6 +65,7 @@ class RuleOptimizer(Optimizer):
         compile: compile the step; None: if there are at least 100,000 parameters
 
     Attributes:
+        param_groups: hold the coefficients too, to be read without waiting for the device and written (values.py)
         coefficients, hypergradients: {name: float}; reading them waits for the device
         grad_norm: norm of the last gradient before clipping, a 0-D tensor; None where nobody needed it
         skipped: steps in a row, up to the last, skipped because the norm was not finite (nothing moves in such a step);
@@ -105,40 +107,25 @@ class RuleOptimizer(Optimizer):
             hyper_optimizer=hyper_optimizer, hyper_space=hyper_space, hyper_start=hyper_start, hyper_clip=hyper_clip,
             order=order, max_grad_norm=max_grad_norm, half=half, box=box, scope=scope, **values,
         )  # fmt: skip
-        self.options, self.learned, self.fields = asked, asked.learned, asked.fields
+        self.options, self.learned, self.fixed, self.fields = asked, asked.learned, asked.fixed, asked.fields
         self.buckets: list[Bucket] = []
-        self._owners: list[Any] = []  # groups or parameters, each with its own values; empty with scope="global"
-        self._prepare()
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._named(lambda: probe(type(self), asked))
+        self._needs_norm = bool(self.learned) or max_grad_norm is not None
+        if self._needs_norm:
+            self._named(refuse_inside_zero)
+        starts = {k: asked.start[k] for k in (*self.table, *self.constants)}
+        defaults = {"lr": lr, "weight_decay": weight_decay} | starts
+        if "beta1" in defaults:
+            defaults.setdefault("momentum", defaults["beta1"])  # values.py
+        super().__init__(params, defaults)
 
-        # The scalars live on the first parameter's device, in float64 where it has that: in float32 0.9 + 1e-9 is 0.9.
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._device = parameters[0].device if parameters else torch.device("cpu")
-        dtype = torch.float32 if self._device.type == "mps" else torch.float64
-
-        def vector(values: Iterable[float]) -> Tensor:
-            return torch.tensor([*values], dtype=dtype, device=self._device)
-
-        self._hyper = Hyper(
-            vector(asked.hyper_lr[k] for k in self.learned),
-            vector(asked.hyper_momentum.get(k, 0.0) for k in self.learned),
-            vector(asked.table[k].low for k in self.learned),
-            vector(asked.table[k].high for k in self.learned),
-            vector(asked.table[k].is_decay for k in self.learned).bool(),
-            vector(asked.table[k].is_weight for k in self.learned).bool(),
-        )
-        q, one = vector(asked.start[k] for k in self.learned), vector([1.0])[0]
-        nan, zero = torch.full_like(one, float("nan")), torch.zeros_like(one, dtype=torch.int64)
-        self._scalars = Scalars(
-            fixed=vector(asked.start[k] for k in self.options.fixed),
-            q=q, q_applied=q.clone(), momentum=torch.zeros_like(q), square=torch.zeros_like(q),
-            h=nan.expand_as(q).clone(), norm=nan, clip=one, clip_applied=one.clone(), accept=one.bool(),
-            steps=zero, skipped=zero.clone(),
-            lr_start=vector([float(lr)])[0],
-        )  # fmt: skip
-        self._needs_norm = bool(self.learned) or max_grad_norm is not None
+        self._values = Values(asked, self.advance.__qualname__, lr, self._device)
         self._compiled = sum(p.numel() for p in parameters) >= COMPILE_FROM if compile is None else compile
-        self._add_buckets(self.param_groups)
+        self._prepare()
+        self._refuse_disagreement()
+        self._lay_out()
 
     @classmethod
     def check(cls, lr: float = 1e-3, **options_of_constructor: Any) -> Options:
@@ -152,77 +139,82 @@ class RuleOptimizer(Optimizer):
     # ------------------------------------------------------------------------------------------------ parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with `params`, and `lr` and `weight_decay` if they differ; at any time, as in torch.optim. Other
-        keys are kept and not read."""
+        """Add a group with `params`, and whatever differs in it (see `params` above); at any time, as in torch.optim.
+        Other keys are kept and not read."""
         for k in param_group.keys() & {"lr", "weight_decay"}:
             refuse_outside(f"{type(self).__name__}: param group: {k}", param_group[k], 0)
+        for k in (*BY_OWNER, *OF_ALL):  # of an optimizer that had the group before
+            param_group.pop(k, None)
+        shared = self.defaults.keys() - param_group.keys() - {"lr", "weight_decay"}
         super().add_param_group(param_group)
-        if hasattr(self, "_scalars"):  # not while torch's constructor adds the first groups
+        for k in shared:  # torch wrote the default there; the value may have been learned since
+            del param_group[k]
+        if hasattr(self, "_values"):  # not while torch's constructor adds the first groups
             try:
-                self._add_buckets(self.param_groups[-1:])
+                self._refuse_disagreement()
+                self._lay_out()
             except ValueError:
                 self.param_groups.pop()
                 raise
 
-    def _check_groups(self) -> None:
-        name = type(self).__name__
-        for g, group in enumerate(self.param_groups):
-            for k in sorted(group.keys() & self._names):
-                raise ValueError(f"{name}: param group {g}: {k} is the same for all groups, give it to {name} itself")
-            for p in group["params"]:
-                if not p.dtype.is_floating_point:
-                    raise ValueError(f"{name}: parameters of dtype {p.dtype} cannot be optimized")
-        if both := overlapping([p for group in self.param_groups for p in group["params"]]):
+    def _refuse_disagreement(self) -> None:
+        """About the start of a coefficient that all groups share."""
+        known = [group for group, _ in self._values.shown]
+        new = [group for group in self.param_groups if not any(group is other for other in known)]
+        for k in self.learned if self.options.scope == "global" else ():
+            starts = {float(group.get(key_of(k), self.options.start[k])) for group in [*new, *({} for _ in known)]}
+            if len(starts) > 1:
+                raise ValueError(f"{type(self).__name__}: {k} is learned and shared by all param groups, which start "
+                                 f"it at {' and '.join(map(str, sorted(starts)))}: scope='group' gives each its own")
+
+    def _lay_out(self) -> None:
+        """Make buckets and values for the groups as they are. What has a state or a value keeps it; what has none
+        begins, as in torch.optim. Raises ValueError, before anything is changed."""
+        name, params = type(self).__name__, [p for group in self.param_groups for p in group["params"]]
+        for p in params:
+            if not p.dtype.is_floating_point:
+                raise ValueError(f"{name}: parameters of dtype {p.dtype} cannot be optimized")
+        if both := overlapping(params):
             names = " and ".join(name_of(p, self.param_groups) for p in both)
             raise ValueError(f"{name}: {names} lie in the same memory: give the optimizer one of them, and tie modules "
                              "by sharing the Parameter itself")  # fmt: skip
-
-    def _find_owners(self, groups: list[dict[str, Any]]) -> list[int] | None:
-        """Of each parameter of the groups, which row of the learned values is its own. New ones begin at the start."""
-        scope = self.options.scope
-        if scope == "global" or not self.learned:
-            return None
-        before = {id(owner): row for row, owner in enumerate(self._owners)}
-        params = [(group, p) for group in self.param_groups for p in group["params"]]
-        self._owners = [*self.param_groups] if scope == "group" else [p for _, p in params]
-        if [*before] != [*map(id, self._owners)]:
-            begin = self._scalars.q.new_tensor([self.options.start[k] for k in self.learned])
-            new = {"q": begin, "q_applied": begin, "momentum": begin * 0, "square": begin * 0, "h": begin * math.nan}
-            for name, value in new.items():
-                old = getattr(self._scalars, name)
-                rows = [old[before[id(o)]] if id(o) in before else value for o in self._owners]
-                new[name] = torch.stack(rows) if rows else begin.expand(0, -1)
-            self._scalars = self._scalars._replace(**new)
-        row = {id(owner): i for i, owner in enumerate(self._owners)}
-        return [row[id(group if scope == "group" else p)] for group in groups for p in group["params"]]
-
-    def _add_buckets(self, groups: list[dict[str, Any]]) -> None:
-        self._check_groups()
-        owners = self._find_owners(groups)
-        for kind in dict.fromkeys(Kind.of(p) for group in groups for p in group["params"]):
-            half = self.options.half
-            self.buckets.append(Bucket(groups, kind, self.State, self.fields, half, bool(self.learned), owners))
-            self._show_state(self.buckets[-1])
+        owners = self._named(lambda: self._values.lay_out(self.param_groups))
+        kept = {p: self.state[p] for p in params if p in self.state}
+        self.buckets, self.state = [], defaultdict(dict)
+        self._passes.clear()
+        for kind in dict.fromkeys(map(Kind.of, params)):
+            half, learning = self.options.half, bool(self.learned)
+            bucket = Bucket(self.param_groups, kind, self.State, self.fields, half, learning, owners)
+            self.buckets.append(bucket)
+            self._show_state(bucket)
+        for p, before in kept.items():
+            for k in self.state[p].keys() & before.keys():
+                self.state[p][k].copy_(before[k])
         self._layout = self._current_layout()
+        self._follow_values()
+
+    def _named(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from None
 
     def _current_layout(self) -> Any:
         """What a step relies on, by identity: groups, their parameters, the tensors in their state."""
         state = self.state
-        groups = [(id(g), self._names.isdisjoint(g), [*map(id, g["params"])]) for g in self.param_groups]
+        groups = [(id(g), str((g.get("hyper_lr"), g.get("box"))), [*map(id, g["params"])]) for g in self.param_groups]
         return groups, len(state), [[*map(id, state.get(p, {}).values())] for b in self.buckets for p in b.params]
 
     def _follow_edits(self) -> None:
-        """Where groups, parameters or state were replaced since the last step, lay them out anew. What has no state any
-        longer begins again, as in torch.optim."""
+        """Take over what was edited since the last step: groups, parameters, state, coefficients."""
         if self._current_layout() != self._layout:
-            self._check_groups()
-            kept = {p: self.state[p] for group in self.param_groups for p in group["params"] if p in self.state}
-            self.buckets, self.state = [], defaultdict(dict)
-            self._passes.clear()
-            self._add_buckets(self.param_groups)
-            for p, saved in kept.items():
-                for k in self.state[p].keys() & saved.keys():
-                    self.state[p][k].copy_(saved[k])
+            self._lay_out()
+        else:
+            self._follow_values()
+
+    def _follow_values(self) -> None:
+        if self._named(self._values.follow):
+            self._lay_out()
 
     def _show_state(self, bucket: Bucket) -> None:
         """Put the parameters' views of the bucket's rows into `state`."""
@@ -259,48 +251,39 @@ class RuleOptimizer(Optimizer):
             return loss
         for b in buckets:
             b.gather()
-        self.sync_param_groups()
+            b.sync_param_groups()
 
+        now = self._values.scalars
         if self._needs_norm:
             sums = self._total({b: self._sums(b) for b in buckets})
-            self._scalars = self._run("judge", None, self._scalars, sums[-1])
+            self._run("judge", None, now, sums[-1])
             if self.options.order == "coefficients_first":
                 self._learn_from(sums[:-1])
         for b in buckets:
-            columns = self._run("update", b, self._scalars, b.rows)
+            columns = self._run("update", b, now, b.rows)
             torch._foreach_copy_([b.rows.t, b.rows.has_pending, b.rows.lr_applied], columns)
             b.write_back()
             torch.autograd.graph.increment_version(b.params)  # backward through a graph that saved old ones raises
         if self._needs_norm:
-            now = self._scalars
-            self._scalars = now._replace(
-                q_applied=torch.where(now.accept, now.q, now.q_applied),
-                clip_applied=torch.where(now.accept, now.clip, now.clip_applied),
-            )
+            torch.where(now.accept, now.q, now.q_applied, out=now.q_applied)
+            torch.where(now.accept, now.clip, now.clip_applied, out=now.clip_applied)
             if self.options.order == "weights_first":
                 self._learn_from(sums[:-1])
         return loss
 
     def sync_param_groups(self) -> None:
-        """Copy the groups' learning rates and weight decays, where they changed, to the device."""
+        """Copy what was written into the groups to the device, as `step` does. All that a step reads and writes stays
+        where it is in memory, so that a CUDA graph of it can be replayed after this."""
+        self._follow_values()
         for b in self.buckets:
             b.sync_param_groups()
 
-    def step_in_place(self) -> None:
-        """`step`, but its numbers stay where they are in memory: a CUDA graph of it can be replayed, each time after
-        `sync_param_groups`."""
-        own = self._scalars
-        try:
-            self.step()
-            for old, new in zip(own, self._scalars, strict=True):
-                old.copy_(new)
-        finally:
-            self._scalars = own
-
     def _sums(self, b: Bucket) -> Tensor:
         """The bucket's hypergradients, flat, and |g|^2."""
-        sums = self._run("hypergradient", b, self._scalars, b.rows)
-        return sums if b.rows.owner is None else self._step.per_owner(self._scalars, sums, b.rows.owner)
+        now = self._values.scalars
+        sums = self._run("hypergradient", b, now, b.rows)
+        owner = b.rows.owner
+        return sums if now.q.dim() == 1 or owner is None else self._step.per_owner(now, sums, owner)
 
     def _total(self, sums: dict[Bucket, Tensor]) -> Tensor:
         """The buckets' sums, added up: K + 1 numbers, the only ones that processes with shards exchange."""
@@ -312,7 +295,7 @@ class RuleOptimizer(Optimizer):
 
     def _learn_from(self, h: Tensor) -> None:
         if self.learned:
-            self._scalars = self._run("learn", None, self._scalars, self._hyper, h)
+            self._run("learn", None, self._values.scalars, self._values.hyper, h)
 
     def _run(self, name: str, bucket: Bucket | None, scalars: Scalars, *args: Any) -> Any:
         """A function of step.py, compiled for the bucket."""
@@ -327,42 +310,51 @@ class RuleOptimizer(Optimizer):
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """Value of each coefficient, learned or not; with another scope than "global" the mean over its owners."""
-        learned = self._means(self._scalars.q)
-        fixed = dict(zip(self.options.fixed, self._scalars.fixed.tolist(), strict=True))
-        return {k: learned[k] if k in learned else fixed[k] for k in (*self.table, *learned) if k in learned | fixed}
+        """Value of each coefficient, learned or not; the mean of them where groups or tensors have their own."""
+        self._follow_edits()
+        now, means = self._values.scalars, self._values.means
+        found = dict(zip((*self.learned, *self.fixed), means(now.q) + means(now.fixed), strict=True))
+        return {k: found[k] for k in (*self.table, "lr") if k in found}
 
     @property
     def hypergradients(self) -> dict[str, float]:
         """Derivative of the last loss with respect to each learned coefficient, before the clamp; NaN before step 2."""
-        return self._means(self._scalars.h)
+        return dict(zip(self.learned, self._values.means(self._values.scalars.hypergradient), strict=True))
 
     @property
     def coefficients_by_owner(self) -> list[dict[str, float]]:
         """Learned coefficients of each param group (scope="group"), or of each parameter in the groups' order
         (scope="tensor"); with scope="global" those of all."""
-        rows = self._scalars.q if self._owners else self._scalars.q[None]
-        return [dict(zip(self.learned, row, strict=True)) for row in rows.tolist()]
-
-    def _means(self, values: Tensor) -> dict[str, float]:
-        return dict(zip(self.learned, (values.mean(0) if self._owners else values).tolist(), strict=True))
+        self._follow_edits()
+        q = self._values.scalars.q
+        return [dict(zip(self.learned, row, strict=True)) for row in q.view(-1, len(self.learned)).tolist()]
 
     @property
     def grad_norm(self) -> Tensor | None:
-        return self._scalars.norm if self._needs_norm else None
+        return self._values.scalars.grad_norm if self._needs_norm else None
 
     @property
     def skipped(self) -> Tensor:
-        return self._scalars.skipped
+        return self._values.scalars.skipped
+
+    def __repr__(self) -> str:
+        """As torch's, with the values of learned coefficients and without what only goes on with the run."""
+        lines = []
+        for g, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {g}")
+            for k in sorted(group.keys() - {"params", *BY_OWNER, *OF_ALL}):
+                v = group[k].tolist() if isinstance(group[k], Tensor) else group[k]
+                lines.append(f"    {k}: {f'{min(v):.4g} to {max(v):.4g}' if isinstance(v, list) and v else v}")
+        return "\n".join([f"{type(self).__name__} (", *lines]) + "\n)"
 
     # ---------------------------------------------------------------------------------------------------- state
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy and pickle: all but what is compiled or made by others, such as hooks and the `step` that a
         scheduler wrapped, as in torch.optim."""
+        self._follow_edits()
         made_by_torch = super().__getstate__() | {"state": defaultdict(dict)}  # the buckets hold the state
-        ours = ("options", "learned", "fields", "buckets", "_owners", "_device", "_hyper", "_scalars",
-                "_needs_norm", "_compiled")  # fmt: skip
+        ours = ("options", "learned", "fixed", "fields", "buckets", "_device", "_values", "_needs_norm", "_compiled")
         return made_by_torch | {k: self.__dict__[k] for k in ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -370,61 +362,41 @@ class RuleOptimizer(Optimizer):
         self._prepare()
         for bucket in self.buckets:
             self._show_state(bucket)
+        self._values.show_again()
         self._layout = self._current_layout()
 
     def _prepare(self) -> None:
         """What is made anew in a copy."""
-        self._names = {*self.table, *self.constants}
         self._step = Step(type(self), self.options)
         self._passes: dict[Any, CompiledPass] = {}
+        self.register_state_dict_post_hook(saved.packed)
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim, with the scalars beside it; tensors, numbers and strings, so that weights_only=True loads
-        it. In `state` a matrix is a view in the parameter's shape (a DTensor where that is one), a column one number.
-        """
-        known = {"rule": self.advance.__qualname__, "learned": list(self.learned), "scope": self.options.scope}
-        scalars = known | self._scalars._asdict()
-        del scalars["fixed"]
-        params = [p for group in self.param_groups for p in group["params"]]
-        state = {
-            i: {k: v[:1] if k in COLUMNS else whole(v, p) for k, v in self.state[p].items()}
-            for i, p in enumerate(params) if p in self.state
-        }  # fmt: skip
-        return super().state_dict() | {"state": state, "scalars": scalars}
+        """As in torch.optim: `state` by parameter, and in `param_groups` all that is learned. Tensors, numbers and
+        strings, so that weights_only=True loads it. In `state` a matrix is a view in the parameter's shape (a DTensor
+        where that is one)."""
+        self._follow_edits()
+        return super().state_dict()
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """Copy a state in, whatever device and dtype it was saved from, laid out as the parameters are or whole. The
-        values of fixed coefficients and the hyper rates stay those of this optimizer. Raises ValueError if the state is
-        that of another rule or other parameters."""
-        name = type(self).__name__
-        with torch.no_grad():
-            self._follow_edits()
-        if "scalars" not in state_dict:
-            raise ValueError(f"{name}: this state is not of one of these optimizers: {sorted(state_dict)}")
-        if state_dict["scalars"]["rule"] != self.advance.__qualname__:
-            raise ValueError(f"{name}: this state is of another rule, {state_dict['scalars']['rule']}")
-        learned = state_dict["scalars"]["learned"]
-        if learned != list(self.learned):
-            raise ValueError(f"{name}: this state learned {learned}, this optimizer learns {list(self.learned)}")
-        scope = state_dict["scalars"]["scope"]
-        if scope != self.options.scope:
-            raise ValueError(f"{name}: this state has scope {scope!r}, this optimizer {self.options.scope!r}")
-        ours, theirs = ([len(g["params"]) for g in d["param_groups"]] for d in (super().state_dict(), state_dict))
-        if ours != theirs:
-            raise ValueError(f"{name}: param groups of {theirs} parameters do not fit groups of {ours}")
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        saved = dict(zip(params, (state_dict["state"].get(i, {}) for i in ids), strict=True))
-        for p in self.state:
-            shapes = {k: tuple(p.shape) for k in self.state[p] if k not in COLUMNS}
-            others = {k: tuple(v.shape) for k, v in saved[p].items() if k not in COLUMNS}
-            if shapes != others:
-                raise ValueError(f"{name}: a parameter's state {others} does not fit {shapes}")
+        """Copy a state in, whatever device and dtype it was saved from, laid out as the parameters are or whole. Hyper
+        rates and boxes stay those of this optimizer. The state of a torch Adam or AdamW is taken over where the rule
+        keeps nothing else. Raises ValueError, and changes nothing, for another rule's or other parameters'."""
+        self._follow_edits()
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        states, groups = self._named(lambda: saved.understood(self, state_dict))
         for p, mine in self.state.items():
             for k, target in mine.items():
-                target.copy_(saved[p][k][:1].clone() if k in COLUMNS else share(saved[p][k], p))  # it may be our own
-        for group, its in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update({k: v for k, v in its.items() if k != "params"})
-        scalars = state_dict["scalars"]
-        own = {k: v for k, v in self._scalars._asdict().items() if k != "fixed" and k in scalars}  # square is newer
-        self._scalars = self._scalars._replace(**{k: scalars[k].to(v).clone() for k, v in own.items()})
+                if k in COLUMNS:  # it may be our own
+                    target.copy_(torch.as_tensor(states[p][k]).reshape(-1)[:1].view(1, 1, 1).clone())
+                else:
+                    target.copy_(share(states[p][k], p))
+        for group, its in zip(self.param_groups, groups, strict=True):
+            group.update(deepcopy(its))
+        self._follow_values()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)

@@ -14,6 +14,7 @@ from .options import compute_dtype
 
 WIDTH = 1024  # elements of a row: enough for a sum over them to be cheap, few enough to waste little memory
 ROW = (64, 16)  # its shape
+COLUMNS = {"step": "t", "has_pending": "has_pending", "lr_applied": "lr_applied"}  # name in state[p]: field of Rows
 
 
 class Kind(NamedTuple):
@@ -130,17 +131,18 @@ class Bucket:
             for p in group["params"]:
                 its_owner = next(given, 0)
                 if Kind.of(p) == kind:
-                    owner += [its_owner] * -(-part(p).numel() // WIDTH)
+                    # A process without a part of a sharded parameter has a row too: it takes part in sums and saves.
+                    height = max(-(-part(p).numel() // WIDTH), bool(self.process_groups))
+                    owner += [its_owner] * height
                     self.params.append(p)
-                    self.spans.append((end, end := end + -(-part(p).numel() // WIDTH)))
+                    self.spans.append((end, end := end + height))
             self.group_spans.append((group, start, end))
-        height = max(end, 1) if self.process_groups else end  # a process without a shard takes part in the sums
 
         def matrix(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(height, *ROW, dtype=dtype, device=device)
+            return torch.zeros(end, *ROW, dtype=dtype, device=device)
 
         def column(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(height, 1, 1, dtype=dtype, device=device)
+            return torch.zeros(end, 1, 1, dtype=dtype, device=device)
 
         compute = compute_dtype(dtype)
         pending = matrix(torch.bfloat16 if "pending" in half else dtype) if learning else None
@@ -149,7 +151,7 @@ class Bucket:
             x=matrix(dtype), g=matrix(dtype), pending=pending, state=state(*map(states.get, state._fields)),
             t=column(compute), lr=column(compute), decay=column(compute), lr_applied=column(compute),
             active=column(torch.bool), has_pending=column(torch.bool),
-            owner=None if owners is None else torch.tensor(owner + [0] * (height - end), device=device),
+            owner=None if owners is None else torch.tensor(owner, dtype=torch.int64, device=device),
         )  # fmt: skip
         self.strides = [torch.empty_like(part(p), device="meta").stride() for p in self.params]  # dense
         self._group_values: list[Any] = [None] * len(self.group_spans)

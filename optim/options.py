@@ -41,6 +41,7 @@ class Options:
     learned    names of the K learned coefficients
     hyper_lr   their rates; hyper_momentum  their momenta
     fields     fields of the rule's State that are kept; the others are idle
+    idle       {coefficient: value at which it has to stay, since the fields that it needs are not kept}
     half       names of the states, and "pending", kept in bfloat16
     scope      who shares the value of a learned coefficient: all parameters, those of a group, or nobody
     """
@@ -56,6 +57,7 @@ class Options:
     max_grad_norm: float | None
     fields: tuple[str, ...]
     half: frozenset[str]
+    idle: Mapping[str, float]
     scope: str = "global"
     hyper_optimizer: str = "sgd"
     hyper_space: str = "linear"
@@ -132,13 +134,43 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: flo
     for k, default in rule.constants.items():
         start[k] = number(k, values.get(k, default))
         refuse_outside(k, start[k], min(0.0, default))
-    idle = {f for k, (at, fields) in rule.parts.items() if start[k] == at and k not in learned for f in fields}
+    idle = {k: at for k, (at, _) in rule.parts.items() if start[k] == at and k not in learned}
+    unkept = {f for k in idle for f in rule.parts[k][1]}
     return Options(
         table=table, start=start, learned=learned, hyper_lr=hyper_lr, hyper_momentum=hyper_momentum,
         hyper_start=hyper_start, hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm,
-        fields=tuple(f for f in rule.State._fields if f not in idle), half=half, scope=scope,
+        fields=tuple(f for f in rule.State._fields if f not in unkept), half=half, idle=idle, scope=scope,
         hyper_optimizer=hyper_optimizer, hyper_space=hyper_space,
     )  # fmt: skip
+
+
+def of_group(asked: Options, group: Mapping[str, Any]) -> tuple[Mapping[str, float], Mapping[str, Coefficient]]:
+    """Hyper rates, and coefficients in their boxes, as they are in a param group. A tensor in it is taken as it is:
+    looking at its value would wait for the device. Raises ValueError."""
+    own = {k: group.get(k) or {} for k in ("hyper_lr", "box")}
+    for key, values in own.items():
+        if values and asked.scope == "global":
+            raise ValueError(f"{key} is the same for all groups, which share what is learned: set scope='group'")
+        refuse_unknown(f"{key}: ", values, list(asked.learned))
+    for k in ("betas", "amsgrad", "nesterov", "maximize"):
+        if group.get(k):
+            raise ValueError(f"{k} = {group[k]} is not read: {FROM_ELSEWHERE[k]}")
+    for k, rate in own["hyper_lr"].items():
+        refuse_outside(f"hyper_lr[{k!r}]", rate, 0)
+    table = {k: boxed(k, c, own["box"][k]) if k in own["box"] else c for k, c in asked.table.items()}
+    for k in asked.start.keys() & (group.keys() | own["box"].keys()) - {"lr"}:
+        given = group.get(k, asked.start[k])
+        if isinstance(given, torch.Tensor):
+            continue
+        value = number(k, given)
+        if k in table:
+            table[k].check(k, value, learned=k in asked.learned)
+        else:
+            refuse_outside(k, value, min(0.0, asked.start[k]))
+        if value != asked.idle.get(k, value):
+            raise ValueError(f"{k} = {value} needs a state that is not kept, since {k} is fixed at {asked.idle[k]:g}: "
+                             f"learn it, or give the optimizer itself another {k}")  # fmt: skip
+    return {**asked.hyper_lr, **own["hyper_lr"]}, table
 
 
 def boxed(name: str, coefficient: Coefficient, bounds: Any) -> Coefficient:

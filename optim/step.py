@@ -1,6 +1,6 @@
 """What the engine computes in a step: functions of tensors, each compiled into one pass over memory (compiled.py).
 
-They change nothing in place, but for `update`'s copy_. t is 0 in rows that had no gradient yet: what comes of it, NaN
+Their copy_ at the end is all that they change in place. t is 0 in rows that had no gradient yet: what comes of it, NaN
 too, is thrown away by `where`.
 """
 
@@ -17,24 +17,29 @@ from .options import Options
 
 
 class Scalars(NamedTuple):
-    """All numbers of a step that belong to no row: of K learned coefficients and F fixed ones, and 0-D tensors.
+    """All numbers of a step that belong to no row: of K learned coefficients and F fixed ones, and 0-D tensors. They
+    live as long as the optimizer, whose groups show views of them.
 
-    Where not all parameters share a value, q, q_applied, momentum, square and h are (owners, K), not (K,).
+    Where not all parameters share a value, it is (owners, K), not (K,), and (owners, F).
     """
 
-    fixed: Tensor  # (F,) coefficients and constants that are not learned; the same at every step
+    fixed: Tensor  # (F,) coefficients and constants that are not learned
     q: Tensor  # (K,) learned coefficients after the last step
     q_applied: Tensor  # (K,) those that made x
-    momentum: Tensor  # (K,) of the coefficients' own optimizer (hyper.py)
-    square: Tensor  # (K,) its mean of squares, where that is Adam
-    h: Tensor  # (K,) hypergradients
-    norm: Tensor  # of the gradient, before clipping
+    q_momentum: Tensor  # (K,) of the coefficients' own optimizer (hyper.py)
+    q_square: Tensor  # (K,) its mean of squares, where that is Adam
+    hypergradient: Tensor  # (K,)
+    grad_norm: Tensor  # before clipping
     clip: Tensor  # factor that clips this gradient
     clip_applied: Tensor  # factor that clipped the pending gradient
     accept: Tensor  # bool: this step counts, its gradient is finite
-    steps: Tensor  # int64: steps that counted
+    q_steps: Tensor  # int64: steps that counted
     skipped: Tensor  # int64: steps in a row, up to this one, that did not count
     lr_start: Tensor  # where a learned lr started: directions are scaled by lr / lr_start
+
+    def write(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
 
 
 class Step:
@@ -45,9 +50,11 @@ class Step:
         self.fixed = options.fixed
         self.q_type = namedtuple("Q", options.start.keys())  # type: ignore[misc]
 
-    def _advance(self, now: Scalars, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor) -> tuple[Tensor, Any]:
+    def _advance(
+        self, now: Scalars, rows: Rows, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor
+    ) -> tuple[Tensor, Any]:
         names = (*self.options.learned, *self.fixed)
-        q: Any = self.q_type(**dict(zip(names, (*learned, *now.fixed.to(t.dtype).unbind()), strict=True)))
+        q: Any = self.q_type(**dict(zip(names, (*learned, *self._by_row(now.fixed, rows)), strict=True)))
         direction, s = self.rule.advance(q, s, g, t)
         if "lr" in self.options.learned:
             direction = q.lr / now.lr_start.to(t.dtype) * direction
@@ -62,12 +69,12 @@ class Step:
         if rows.pending is not None:
             p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
             q = now.q_applied.to(dtype)
-            q = q.expand(len(t), 1, -1) if rows.owner is None else q[rows.owner].unsqueeze(1)
+            q = q.expand(len(t), 1, -1) if q.dim() == 1 else q[rows.owner].unsqueeze(1)
             q = q.split(1, dim=-1)  # (R, 1, 1): so the vjp sums within rows
-            vjp = torch.func.vjp(lambda *q: self._advance(now, q, s, p, t)[0], *q)[1]
+            vjp = torch.func.vjp(lambda *q: self._advance(now, rows, q, s, p, t)[0], *q)[1]
             made = rows.active & rows.has_pending  # elsewhere x was not made by the pending gradient
             columns = [torch.where(made, -rows.lr_applied * h, 0) for h in vjp(g)] + columns
-        if rows.owner is not None:
+        if now.q.dim() == 2:
             return torch.stack([column.reshape(-1) for column in columns])
         return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
 
@@ -78,11 +85,11 @@ class Step:
         return torch.cat([h.reshape(-1), sums[-1:].sum(1)])
 
     def _by_row(self, q: Tensor, rows: Rows) -> tuple[Tensor, ...]:
-        """Each learned coefficient as a scalar, or as a column where parameters have owners."""
+        """Each coefficient as a scalar, or as a column where parameters have values of their own."""
         q = q.to(rows.t.dtype)
-        return q.unbind() if rows.owner is None else q[rows.owner].unsqueeze(1).split(1, dim=-1)
+        return q.unbind() if q.dim() == 1 else q[rows.owner].unsqueeze(1).split(1, dim=-1)
 
-    def judge(self, now: Scalars, square: Tensor) -> Scalars:
+    def judge(self, now: Scalars, square: Tensor) -> None:
         """From |g|^2: whether the step counts, and the factor that clips it."""
         norm = square.sqrt()
         accept = torch.isfinite(norm)
@@ -90,17 +97,17 @@ class Step:
         if self.options.max_grad_norm is not None:  # as torch.nn.utils.clip_grad_norm_ does
             clip = torch.clamp(self.options.max_grad_norm / (norm + 1e-6), max=1.0)
         skipped = torch.where(accept, 0, now.skipped + 1)
-        return now._replace(norm=norm, clip=clip, accept=accept, steps=now.steps + accept, skipped=skipped)
+        now.write(grad_norm=norm, clip=clip, accept=accept, q_steps=now.q_steps + accept, skipped=skipped)
 
-    def learn(self, now: Scalars, hyper: Hyper, h: Tensor) -> Scalars:
+    def learn(self, now: Scalars, hyper: Hyper, h: Tensor) -> None:
         """q_t from q_{t-1} and its hypergradient, by the coefficients' own optimizer."""
-        h = torch.where(now.steps > 1, h.view_as(now.q), float("nan"))  # no coefficients made the first x
-        moves = now.accept & torch.isfinite(h) & (now.steps > self.options.hyper_start)
+        h = torch.where(now.q_steps > 1, h.view_as(now.q), float("nan"))  # no coefficients made the first x
+        moves = now.accept & torch.isfinite(h) & (now.q_steps > self.options.hyper_start)
         clamped = h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
-        before = (now.q, now.momentum, now.square)
-        after = moved(self.options, hyper, *before, clamped, now.steps - max(1, self.options.hyper_start))
+        before = (now.q, now.q_momentum, now.q_square)
+        after = moved(self.options, hyper, *before, clamped, now.q_steps - max(1, self.options.hyper_start))
         q, momentum, square = (torch.where(moves, b, a) for a, b in zip(before, after, strict=True))
-        return now._replace(q=q, momentum=momentum, square=square, h=h)
+        now.write(q=q, q_momentum=momentum, q_square=square, hypergradient=h)
 
     def update(self, now: Scalars, rows: Rows) -> list[Tensor]:
         """Write x, the states and the pending gradient; return the new columns t, has_pending, lr_applied."""
@@ -109,13 +116,13 @@ class Step:
         clipped = rows.g.to(dtype) * now.clip.to(dtype)
         q = self._by_row(now.q, rows)
         if rows.pending is None:
-            direction, new = self._advance(now, q, s, clipped, t + 1)
+            direction, new = self._advance(now, rows, q, s, clipped, t + 1)
             new = self._keep(active, new, s)
         else:  # the pending gradient enters the states, with the coefficients that made x of it, and g becomes pending
             p = rows.pending.to(dtype) * now.clip_applied.to(dtype)
-            _, new = self._advance(now, self._by_row(now.q_applied, rows), s, p, t)
+            _, new = self._advance(now, rows, self._by_row(now.q_applied, rows), s, p, t)
             new = self._keep(rows.has_pending & now.accept, new, s)
-            direction, _ = self._advance(now, q, new, clipped, t + 1)
+            direction, _ = self._advance(now, rows, q, new, clipped, t + 1)
             rows.pending.copy_(torch.where(active, rows.g, rows.pending))
         moved = (1 - rows.lr * rows.decay) * rows.x.to(dtype) - rows.lr * direction
         rows.x.copy_(torch.where(active, moved, rows.x.to(dtype)))

@@ -292,25 +292,26 @@ def changes(saved: dict[str, Any], identity: dict[str, Any], config: dict[str, A
             if name != "init_from" and value != was.get(name)]
 
 
-def restore(saved: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights and optimizer state of a checkpoint, and remove them from `saved`."""
-    decay = [group["weight_decay"] for group in optimizer.param_groups]
+def restore(saved: dict[str, Any], model: Any, optimizer: Any) -> None:
+    """Load weights and optimizer state of a checkpoint, and remove them from `saved`. Weight decay and what is not
+    learned stay as this run's config has them."""
+    own = [{k: group[k] for k in ("weight_decay", *optimizer.fixed) if k != "lr"} for group in optimizer.param_groups]
     try:
         if "shards" in saved:
             from runtime import shards
 
             shards.restore(Path(saved["shards"]), saved["optimizer"], model, optimizer)
         else:
-            own, weights = model.state_dict(), saved.pop("model")
-            model.load_state_dict({name: whole(share(t, own[name]), own[name]) for name, t in weights.items()})
+            mine, weights = model.state_dict(), saved.pop("model")
+            model.load_state_dict({name: whole(share(t, mine[name]), mine[name]) for name, t in weights.items()})
             optimizer.load_state_dict(saved.pop("optimizer"))
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         if type(error) is RuntimeError and "state_dict" not in str(error):
             raise  # of another process
         what = " ".join(str(error).split())[:300]  # for instance other states, if a coefficient is 0 and not learned
         raise CheckpointError(f"the checkpoint {saved['path']} does not match: {what}") from error
-    for group, weight_decay in zip(optimizer.param_groups, decay, strict=True):
-        group["weight_decay"] = weight_decay  # of this run's config
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
 
 
 def space_problem(out_dir: str | Path, size: int, keep: int, goes_on: bool) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cli import Mistake
-from runtime.records import COLUMNS, read_metrics
+from runtime.records import coefficient_columns, read_metrics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. A coefficient has the same colour in all figures.
 COEFFICIENTS = {
@@ -38,7 +38,8 @@ Rows = list[dict[str, str]]
 
 
 def draw(out_dir: str | Path) -> Path:
-    """Write out_dir/figure.png from out_dir/metrics.csv and return its path. Panels without data are left out.
+    """Write out_dir/figure.png from out_dir/metrics.csv and return its path. Panels without data are left out. Where
+    each tensor has coefficients of its own (tensors.csv), tensors.png beside it shows them.
 
     Raises:
         Mistake: metrics.csv cannot be read or has no row yet, or figure.png cannot be written.
@@ -56,11 +57,38 @@ def draw(out_dir: str | Path) -> Path:
     try:
         make_figure(rows, str(out_dir)).savefig(temporary, dpi=150, format="png")
         temporary.replace(target)  # readers see the old picture or the new one
+        if (tensors := path.with_name("tensors.csv")).exists():
+            make_picture(read_metrics(tensors), str(out_dir)).savefig(path.with_name("tensors.png"), dpi=150)
     except OSError as error:
         raise Mistake(f"{target} cannot be written ({error.strerror})") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise Mistake(f"{path} is not the metrics of a run ({type(error).__name__}: {error})") from None
     return target
+
+
+def make_picture(rows: Rows, title: str) -> Any:
+    """The learned coefficients of each tensor (from the top in the model's order) against steps, from tensors.csv."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = [name for name in rows[0] if name not in ("step", "parameter")]
+    steps = [*dict.fromkeys(int(row["step"]) for row in rows)]
+    tensors = [*dict.fromkeys(row["parameter"] for row in rows)]
+    with rc_context(RC | {"axes.grid": False}):  # type: ignore[arg-type]
+        figure = Figure(figsize=(10, 1 + len(names) * max(2, len(tensors) / 10)), layout="constrained")
+        for name, axes in zip(names, figure.subplots(len(names), 1, squeeze=False)[:, 0], strict=True):
+            found = {(row["parameter"], int(row["step"])): float(row[name]) for row in rows}
+            values = np.array([[found.get((tensor, step), math.nan) for step in steps] for tensor in tensors])
+            last = 2 * steps[-1] - steps[-2] if len(steps) > 1 else steps[-1] + 1
+            edges = [*steps, last]  # a value holds until the next
+            figure.colorbar(axes.pcolormesh(edges, range(len(tensors) + 1), values, cmap="viridis"), ax=axes)
+            each = max(1, len(tensors) // 25)
+            axes.set_yticks([i + 0.5 for i in range(0, len(tensors), each)], tensors[::each], fontsize=5)
+            axes.invert_yaxis()
+            axes.set(title=SYMBOLS.get(name, name))
+        axes.set_xlabel("step")
+        figure.suptitle(title, x=0.01, ha="left", color="0.4")
+    return figure
 
 
 def make_figure(rows: Rows, title: str) -> Any:
@@ -69,7 +97,7 @@ def make_figure(rows: Rows, title: str) -> Any:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    names = [name for name in rows[0] if name not in COLUMNS and not name.startswith("h_")]
+    names = coefficient_columns(rows[0])
     learned = {name: column for name in names if (column := f"h_{name.removesuffix('_learned')}") in rows[0]}
     values = [name for name in learned if name != "lr_learned"]
     panels = [lambda axes: _draw_loss(axes, rows)]
@@ -135,6 +163,8 @@ def _draw_values(axes: Any, rows: Rows, names: list[str]) -> None:
         change = f" {values[0]:.5g} → {values[-1]:.5g}" if values else ""
         style = {"linewidth": max(3.2 - 0.3 * i, 0.8), "clip_on": False}
         axes.plot(steps, values, label=SYMBOLS.get(name, name) + change, color=_color(name, i), **style)
+        for part in (column for column in rows[0] if column.startswith(f"{name}[")):  # of groups, or quantiles
+            axes.plot(*series(rows, part), color=_color(name, i), linewidth=0.6, alpha=0.6, clip_on=False)
     if within:
         stretch(axes)
     axes.set(title="Learned coefficients (scale stretched near 0 and 1)" if within else "Learned coefficients")

@@ -83,7 +83,7 @@ def captured(cfg: Any, net: Any, optimizer: Any, world: Any) -> tuple[Any, Calla
         return net, plain
 
     def step() -> None:
-        optimizer.step_in_place()
+        optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
     replayed = Replayed(step)

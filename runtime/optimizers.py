@@ -31,7 +31,8 @@ from runtime.settings import Adapted, ConfigError, Setting, nearest
 
 DEFAULT = "mada"
 RULE_FIELDS = (  # of a config, with the names of a rule's keywords
-    "hyper_lr", "hyper_momentum", "hyper_optimizer", "hyper_space", "hyper_start", "hyper_clip", "order", "box",
+    "hyper_lr", "hyper_momentum", "hyper_optimizer", "hyper_space", "hyper_start", "hyper_clip", "order", "scope",
+    "box",
 )  # fmt: skip
 
 
@@ -285,6 +286,7 @@ class TorchOptimizers:
     """
 
     learned: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
     def __init__(self, optimizers: list[Any], learning_rate: float, max_grad_norm: float) -> None:
         self.optimizers, self.max_grad_norm = optimizers, max_grad_norm

@@ -1,7 +1,9 @@
 """The record and the display of a run: config.json, metrics.csv, a progress bar or plain lines, and optionally wandb.
 
 The columns of metrics.csv are step, tokens, seconds, train_loss, val_loss, lr, grad_norm, each coefficient, and the
-hypergradient of each learned coefficient as h_<name>. An empty cell was not measured at that step.
+hypergradient of each learned coefficient as h_<name>. An empty cell was not measured at that step. Where param groups
+have coefficients of their own, these are the means, and <name>[0], <name>[1], ... those of the groups; where tensors
+have, <name>[0%], ..., <name>[100%] are quantiles over them, and tensors.csv has all of them at each validation.
 """
 
 from __future__ import annotations
@@ -25,16 +27,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from data import manifest
 from model import peak_flops
+from optim.values import key_of
 from runtime.movement import Movement, describe, movement
 from runtime.records import COLUMNS, parse_metrics, rows_until
 from runtime.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
-RUN_FILES = re.compile(r"metrics\.csv|config\.json|figure\.png|wandb|wandb_id|ckpt_\d+\.[\w.]+|perplexity\.json")
+RUN_FILES = re.compile(
+    r"(metrics|tensors)\.csv|(config|perplexity)\.json|(figure|tensors)\.png|wandb|wandb_id|ckpt_\d+\.[\w.]+"
+)
 LOCKS: dict[Path, Any] = {}  # open files that lock the out_dirs of this process; the system unlocks them at its end
-Row = dict[str, float | int | None]
+PERCENT = (0, 25, 50, 75, 100)  # quantiles over tensors
+Row = dict[str, Any]
 
 
 def write_config(out_dir: Path, config: Mapping[str, Any], **facts: Any) -> None:
@@ -156,7 +164,7 @@ class MetricsFile:
             self._unwritten = self._unwritten[len(there) :]
         else:
             previous = _set_aside(path.parent, [path])
-            print(f"metrics.csv is not what the checkpoint goes on from: it is in {previous}, and written anew")
+            print(f"{path.name} is not what the checkpoint goes on from: it is in {previous}, and written anew")
         self.flush()
 
     @property
@@ -176,7 +184,8 @@ class MetricsFile:
             self._warned = False
         except OSError as error:
             if not self._warned:
-                print(f"metrics.csv: {error.strerror}; the run continues and keeps its rows in memory", file=sys.stderr)
+                what = f"{self._path.name}: {error.strerror}"
+                print(f"{what}; the run continues and keeps its rows in memory", file=sys.stderr)
             self._warned = True
 
     def close(self) -> None:
@@ -311,16 +320,38 @@ class Recorder:
         self._tokens_per_step = math.prod(config[name] for name in sizes)
         peak = peak_flops(world.device, world.dtype)
         self._mfu_per_speed = model.flops_per_token() / (peak * world.size) if peak else None
-        columns = [*COLUMNS, *self._coefficients(), *(f"h_{name}" for name in optimizer.hypergradients)]
+        self._scope = config.get("scope", "global") if optimizer.learned else "global"
+        hypergradients = [f"h_{name}" for name in optimizer.hypergradients]
+        columns = [*COLUMNS, *self._coefficients(), *hypergradients, *self._by_owner()]
         path, saved = out_dir / "metrics.csv", ""
         if resumed:
             saved = begin.saved["metrics"] if "metrics" in begin.saved else rows_until(path, begin.step)
         self._metrics = MetricsFile(path, columns, saved)
+        self._tensors: MetricsFile | None = None
+        if self._scope == "tensor":
+            names = {id(p): name for name, p in model.named_parameters()}
+            self._names = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            path, columns = out_dir / "tensors.csv", ["step", "parameter", *map(key_of, optimizer.learned)]
+            self._tensors = MetricsFile(path, columns, rows_until(path, begin.step) if resumed else "")
         self._wandb = Wandb(out_dir, config, begin.saved is not None) if config["wandb_log"] else None
         self._progress = Progress(begin.step, config["max_iters"])
 
     def _coefficients(self) -> dict[str, float]:
-        return {"lr_learned" if k == "lr" else k: value for k, value in self._optimizer.coefficients.items()}
+        return {key_of(k): value for k, value in self._optimizer.coefficients.items()}
+
+    def _by_owner(self) -> dict[str, float]:
+        """Of each learned coefficient, the values of groups, or quantiles of those of tensors."""
+        if self._scope == "global":
+            return {}
+        owners, found = self._optimizer.coefficients_by_owner, dict[str, float]()
+        for k in self._optimizer.learned:
+            values = [own[k] for own in owners]
+            if self._scope == "tensor":
+                parts: dict[Any, float] = {f"{percent}%": np.percentile(values, percent).item() for percent in PERCENT}
+            else:
+                parts = dict(enumerate(values))
+            found |= {f"{key_of(k)}[{part}]": value for part, value in parts.items()}
+        return found
 
     def step(self) -> None:
         if self._active:
@@ -351,8 +382,13 @@ class Recorder:
             "grad_norm": None if norm is None or not step else float(norm),
             **coefficients,
             **{f"h_{name}": None if math.isnan(value) else value for name, value in hypergradients.items()},
+            **self._by_owner(),
         }
         self._metrics.write(row)
+        if self._tensors is not None and val_loss is not None:
+            for name, own in zip(self._names, self._optimizer.coefficients_by_owner, strict=True):
+                values = {key_of(k): value for k, value in own.items()}
+                self._tensors.write({"step": step, "parameter": name, **values})
         if self._wandb is not None:
             self._wandb.write(row)
         speed = steps_per_second * self._tokens_per_step  # tokens per second
@@ -362,7 +398,7 @@ class Recorder:
             "tok/s": f"{speed:,.0f}" if step else None,
             "MFU": f"{speed * self._mfu_per_speed:.1%}" if self._mfu_per_speed and step else None,
         }
-        learned = ["lr_learned" if name == "lr" else name for name in hypergradients]
+        learned = map(key_of, hypergradients)
         self._progress.show(row, texts | {name: f"{coefficients[name]:#.4g}" for name in learned})
 
     def finish(self, val_loss: float, entropy: float) -> None:
@@ -388,7 +424,7 @@ class Recorder:
 
         rows, found = parse_metrics(self._metrics.text), {}
         for name in self._optimizer.hypergradients:
-            column = "lr_learned" if name == "lr" else name
+            column = key_of(name)
             if moved := movement(curve(rows, column), curve(rows, f"h_{name}")):
                 found[column] = moved
         return found
@@ -396,6 +432,8 @@ class Recorder:
     def close(self) -> None:
         if self._active:
             self._metrics.close()
+            if self._tensors is not None:
+                self._tensors.close()
             self._progress.close()
             if self._wandb is not None:
                 self._wandb.close()

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from data.manifest import read_text
 from runtime.settings import ConfigError
 
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
+
+
+def coefficient_columns(columns: Iterable[str]) -> list[str]:
+    """The columns of coefficients, without those of single groups or of quantiles over tensors (`beta1[0]`)."""
+    return [name for name in columns if name not in COLUMNS and not name.startswith("h_") and "[" not in name]
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -54,8 +59,8 @@ def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
         last = read_metrics(path / "metrics.csv")[-1] if path.is_dir() else about["final"]
         config = about.get("config", {})
         end = config["max_iters"] if path.is_dir() else None
-        found = {name: float(value) for name, value in last.items() if value not in (None, "")
-                 and name not in COLUMNS and "loss" not in name and not name.startswith(("h_", "lr"))}  # fmt: skip
+        found = {name: float(last[name]) for name in coefficient_columns(last) if last[name] not in (None, "")
+                 and "loss" not in name and not name.startswith("lr")}  # fmt: skip
         rule = f" ({config['optimizer']})" if "optimizer" in config else ""
     except (OSError, IndexError, KeyError, TypeError, ValueError, AttributeError):
         raise ConfigError(f"coefficients_from={source!r} is neither the out_dir nor the record of a run") from None

@@ -12,7 +12,7 @@ from typing import Any
 
 from cli import Mistake
 from data.manifest import read_text
-from runtime.records import COLUMNS, read_metrics
+from runtime.records import coefficient_columns, read_metrics
 
 from .statistics import mean
 
@@ -60,10 +60,6 @@ def read_rows(path: Path) -> list[Row]:
 
 def measured(rows: Sequence[Row], column: str) -> list[float]:
     return [value for row in rows if (value := row[column]) is not None]
-
-
-def coefficient_columns(row: Row) -> list[str]:
-    return [name for name in row if name not in COLUMNS and not name.startswith("h_")]
 
 
 def final_values(rows: Sequence[Row], steps: int) -> dict[str, float | None]:

@@ -67,7 +67,7 @@ OPTIMIZERS: list = []
 def tensors_in_place() -> list[torch.Tensor]:
     """All that a step writes: the matrices and columns of the optimizer's rows, and its scalars."""
     optimizer = OPTIMIZERS[-1]
-    found = [*optimizer._scalars]
+    found = [*optimizer._values.scalars]
     for bucket in optimizer.buckets:
         found += [t for t in tree_leaves(tuple(bucket.rows)) if isinstance(t, torch.Tensor)]
     return found

@@ -175,6 +175,29 @@ def test_a_learned_rate_and_the_schedule_are_two_columns(small: list[str], tmp_p
     assert float(got[0]["lr_learned"]) == 1e-2 and float(got[-1]["lr_learned"]) != 1e-2 and got[-1]["h_lr"]
 
 
+def test_coefficients_of_groups_and_of_tensors_are_recorded_resumed_and_drawn(small: list[str], tmp_path: Path) -> None:
+    ends = {}
+    for scope, again in (("group", False), ("tensor", False), ("tensor", True)):
+        folder = tmp_path / f"{scope}-{again}"
+        run = [*small, f"--scope={scope}", f"--out_dir={folder}"]
+        if again:  # in two parts
+            assert train.main([*run, "--max_iters=6", "--lr_decay_iters=12"]) == 0
+        assert train.main([*run, "--init_from=auto"]) == 0
+        ends[scope, again] = rows(folder)[-1]
+        assert (folder / "tensors.png").exists() == (scope == "tensor")
+    by_group, by_tensor = ends["group", False], ends["tensor", False]
+    assert float(by_group["beta1"]) == pytest.approx((float(by_group["beta1[0]"]) + float(by_group["beta1[1]"])) / 2)
+    low, middle, high = (float(by_tensor[f"beta1[{part}%]"]) for part in (0, 50, 100))
+    assert low <= middle <= high and low < float(by_tensor["beta1"]) < high
+    assert all(ends["tensor", True][k] == v for k, v in by_tensor.items() if k != "seconds")
+    tensors = [line.split(",") for line in (tmp_path / "tensor-True" / "tensors.csv").read_text().splitlines()]
+    assert tensors[0] == ["step", "parameter", *SIX]
+    last = {line[1]: float(line[2]) for line in tensors if line[0] == "12"}
+    assert len(last) == 15 and "transformer.h.1.attn.c_attn.weight" in last and max(last.values()) == high
+    assert len(tensors) == 1 + 15 * 3  # at steps 0, 6 and 12
+    assert optimizers.final_coefficients(str(tmp_path / "group-False"), SIX).keys() == {*SIX}
+
+
 # -------------------------------------------------------------------------------------------------- torch optimizers
 
 

@@ -337,7 +337,23 @@ BAD = {
     "max_grad_norm = -1": lambda p: MADA(p, max_grad_norm=-1.0),
     "order = 'sideways' must be one of coefficients_first, weights_first": lambda p: MADA(p, order="sideways"),
     "lr = 0 cannot be learned": lambda p: Adam(p, lr=0.0, hyper_lr={"lr": 1e-3}),
-    "param group 0: beta1 is the same for all groups, give it to Adam": lambda p: Adam([{"params": p, "beta1": 0.5}]),
+    "param group 0: beta1 = 1.5 must lie in [0, 1]": lambda p: Adam([{"params": p, "beta1": 1.5}]),
+    "beta1 is learned and shared by all param groups, which start it at 0.5 and 0.9: scope='group'": lambda p: MADA(
+        [{"params": p[:1], "beta1": 0.5}, {"params": p[1:]}]
+    ),
+    "group 0: hyper_lr is the same for all groups": lambda p: MADA([{"params": p, "hyper_lr": {"beta1": 0.1}}]),
+    "group 0: hyper_lr: no coefficient 'eps'": lambda p: MADA(
+        [{"params": p, "hyper_lr": {"eps": 0.1}}], scope="group"
+    ),
+    "beta1 = 0.9 must lie in [0.1, 0.5] to be learned": lambda p: MADA(
+        [{"params": p, "box": {"beta1": (0.1, 0.5)}}], scope="group"
+    ),
+    "beta3 = 0.5 needs a state that is not kept, since beta3 is fixed at 0": lambda p: MADA(
+        [{"params": p, "beta3": 0.5}], hyper_lr={}
+    ),
+    "group 0: betas = (0.9, 0.95) is not read: write beta1=..., beta2=...": lambda p: Adam(
+        [{"params": p, "betas": (0.9, 0.95)}]
+    ),
     "group: lr = -0.5": lambda p: Adam([{"params": p, "lr": -0.5}]),
     "group: weight_decay = -2": lambda p: Adam([{"params": p, "weight_decay": -2}]),
     "torch.int64": lambda p: Adam([torch.arange(3)]),
@@ -386,7 +402,9 @@ def trained_state(optimizer: RuleOptimizer | torch.optim.Optimizer, params) -> d
 @pytest.mark.parametrize(
     "foreign, message",
     [
-        (lambda p: torch.optim.AdamW(p), "not of one of these optimizers"),
+        (lambda p: torch.optim.SGD(p), "not of one of these optimizers: groups have dampening"),
+        (lambda p: torch.optim.AdamW(p, amsgrad=True), "max_exp_avg_sq of a torch Adam has no counterpart"),
+        (lambda p: torch.optim.Adam(p, weight_decay=0.1), "weight_decay=0.1 of a torch Adam is not decoupled"),
         (lambda p: Yogi(p), "another rule, Yogi"),  # whose fields are Adam's
         (lambda p: SGD(p), "another rule, SGD"),
         (lambda p: HyperAdam(p), "learned ['beta1', 'beta2']"),

@@ -108,14 +108,14 @@ def test_keys_of_other_libraries_are_kept_in_a_group() -> None:
     }  # fmt: skip
 
 
-def test_a_coefficient_written_into_a_group_is_not_ignored() -> None:
+def test_a_coefficient_out_of_place_in_a_group_is_refused() -> None:
     params = parameters()
     optimizer = MADA(params)
-    optimizer.param_groups[0]["beta1"] = 0.5
+    optimizer.param_groups[0]["beta1"] = 1.5
     loss(params, 1).backward()
     for _ in range(2):
-        with pytest.raises(ValueError, match="param group 0: beta1 is the same for all groups"):
+        with pytest.raises(ValueError, match=r"MADA: param group 0: beta1 = 1\.5 must lie in \[0\.01, 0\.99\]"):
             optimizer.step()
-    del optimizer.param_groups[0]["beta1"]
+    optimizer.param_groups[0]["beta1"] = 0.5
     optimizer.step()
     assert optimizer.state[params[0]]["step"].item() == 1

@@ -28,6 +28,7 @@ from problem import (
 from reference import oracle
 
 from optim import OPTIMIZERS, HyperAdam, Reference, RuleOptimizer
+from optim.values import key_of
 
 STEPS = 20
 ORDERS = ("coefficients_first", "weights_first")
@@ -77,7 +78,8 @@ class Differences:
 
     def loss(self, before, q: torch.Tensor, t: int) -> float:
         xs, state, grads = before
-        self.optimizer.load_state_dict(state | {"scalars": state["scalars"] | {"q": q}})
+        learned = dict(zip(map(key_of, self.optimizer.learned), q, strict=True))
+        self.optimizer.load_state_dict(state | {"param_groups": [group | learned for group in state["param_groups"]]})
         set_lr(self.optimizer, t - 1)
         for p, x, g in zip(self.params, xs, grads, strict=True):
             p.data.copy_(x)
@@ -107,7 +109,7 @@ def test_hypergradients_are_the_differences_of_the_real_loss(case: str, order: s
         value.backward()
         now = ([p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict()),
                [None if p.grad is None else p.grad.clone() for p in params])  # fmt: skip
-        made = optimizer.state_dict()["scalars"]["q_applied"].clone()  # the coefficients of the last step's x
+        made = optimizer.param_groups[0]["q_applied"].clone()  # the coefficients of the last step's x
         optimizer.step()
         if before is not None:
             assert differences.loss(before, made, t) == value.item()  # it is that step which is made again

@@ -209,3 +209,25 @@ def test_another_layout_of_the_same_memory_is_followed() -> None:
             optimizer.step()
         results.append(p.detach())
     assert error(*results) < 1e-12
+
+
+def test_zero_redundancy_optimizer_has_what_is_not_learned_and_is_refused_the_rest() -> None:
+    """It gives each process other parameters, over which alone hypergradients would be added up."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, plain = net(), net()
+        zero, other = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam), Adam(plain.parameters())
+        for optimizer in (zero, other):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05
+        for t in range(1, 4):
+            step(model, zero, t)
+            step(plain, other, t)
+        assert equal(weights(model), weights(plain)) and not equal(weights(model), weights(net()))
+        for options in ({"hyper_lr": {"beta1": 1e-4}}, {"max_grad_norm": 1.0}):
+            with pytest.raises(ValueError, match="Adam: inside ZeroRedundancyOptimizer each process would learn from"):
+                ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam, **options)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -3,11 +3,12 @@
 from typing import NamedTuple
 
 import pytest
+import torch
 from problem import error, groups, loss, parameters, train_beside
 from reference import oracle
 from torch import Tensor
 
-from optim import Adam, Coefficient, Reference, RuleOptimizer, sqrt
+from optim import MADA, Adam, Coefficient, Lion, Reference, RuleOptimizer, check_hypergradient, sqrt
 
 pytestmark = pytest.mark.filterwarnings("error:the optimizer runs uncompiled")
 
@@ -91,3 +92,53 @@ def test_it_says_what_it_has() -> None:
         AdaBelief(parameters(), beta3=0.1)
     assert AdaBelief(parameters()).learned == ("beta1",)
     assert AdaBelief(parameters(), hyper_lr={"beta2": 0.1}).learned == ("beta2",)
+
+
+def rule(returned) -> type[RuleOptimizer]:
+    class Rule(RuleOptimizer):
+        table = {"beta": Coefficient(0.5, 0.0, 1.0, "decay", hyper_lr=1e-3)}
+        learns = ("beta",)
+
+        class State(NamedTuple):
+            m: Tensor
+
+        @staticmethod
+        def advance(q, s, g, t):
+            return returned(q, s, g, t, Rule.State)
+
+    return Rule
+
+
+MISTAKES = {
+    r"Rule: advance returned only a direction: return \(direction, State\(m\)\)": lambda q, s, g, t, State: q.beta * g,
+    "Rule: advance returned list: return": lambda q, s, g, t, State: [g, State(g)],
+    "Rule: advance returned a state of 0 fields": lambda q, s, g, t, State: (g, ()),
+    "Rule: advance returned m a float, not a tensor shaped like g": lambda q, s, g, t, State: (g, State(0.0)),
+    r"Rule: advance returned direction of shape \(\), not": lambda q, s, g, t, State: (g.sum(), State(g)),
+    "Rule: advance asks for the truth of a tensor, as in `if t > 1`": lambda q, s, g, t, State: (
+        g if t > 1 else q.beta * g, State(g)
+    ),
+    "Rule: advance is not elementwise: direction of": lambda q, s, g, t, State: (q.beta * g / g.norm(), State(g)),
+    "Rule: advance is not elementwise: m of": lambda q, s, g, t, State: (q.beta * g, State(g - g.mean())),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_the_mistakes_of_a_first_rule_are_named(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rule(MISTAKES[message])([torch.nn.Parameter(torch.ones(3))])
+
+
+def test_a_hypergradient_is_checked_against_differences(capsys) -> None:
+    inside = {"beta3": 0.5, "rho": 0.5, "c": 0.5, "gamma": 0.5}
+    errors = check_hypergradient(MADA, **inside, hyper_lr=dict.fromkeys((*MADA.table, "lr"), 0.01))
+    assert list(errors) == [*MADA.table, "lr"] and max(errors.values()) < 1e-6
+    assert check_hypergradient(AdaBelief)["beta1"] < 1e-6
+    assert check_hypergradient(Lion, hyper_lr={"beta1": 0.1}) == {"beta1": 0.0}
+    cut = rule(lambda q, s, g, t, State: (q.beta.detach() * s.m + q.beta * g, State(s.m + g)))
+    assert check_hypergradient(cut)["beta"] > 1e-3
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and all(line.endswith(": right") for line in lines[:8])
+    assert "zero: the direction does not depend on it" in lines[8] and "WRONG" in lines[9]
+    with pytest.raises(ValueError, match="Adam learns nothing here"):
+        check_hypergradient(Adam)

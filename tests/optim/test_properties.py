@@ -9,6 +9,7 @@ import torch
 from problem import BIAS, EMBEDDING, NEVER, error, groups, loss, parameters, set_lr, train
 
 from optim import OPTIMIZERS, Adam, RuleOptimizer
+from optim.values import key_of
 
 RULES = {name: rule for name, rule in OPTIMIZERS.items() if name != "hyperadam"}
 INSIDE = {"mada": {"beta3": 0.5, "rho": 0.5, "c": 0.5, "gamma": 0.5}}
@@ -33,7 +34,9 @@ def values(optimizer: RuleOptimizer, params) -> list[torch.Tensor]:
     """All that a step may change, copied: weights, states, coefficients and their momentum."""
     state = optimizer.state_dict()
     tensors = [p.detach() for p in params] + [v for s in state["state"].values() for v in s.values()]
-    return [v.clone() for v in tensors + [state["scalars"][k] for k in ("q", "q_applied", "momentum")]]
+    learned = (*map(key_of, optimizer.learned), *(("q_applied", "q_momentum") if optimizer.learned else ()))
+    tensors += [group[k] for group in state["param_groups"] for k in learned]
+    return [v.clone() for v in tensors]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:

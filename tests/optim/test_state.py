@@ -1,0 +1,195 @@
+"""The state lies where torch looks: hooks, checkpoints of torch.distributed, states of torch Adam and earlier ones."""
+
+import copy
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from problem import error, groups, loss, parameters
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from optim import MADA, Adam, HyperAdam, RuleOptimizer
+
+INSIDE = {"beta3": 0.5, "rho": 0.5, "c": 0.5, "gamma": 0.5}
+OPTIONS = {**INSIDE, "lr": 0.02, "hyper_lr": dict.fromkeys(MADA.table, 0.05), "hyper_momentum": 0.5}
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.params = torch.nn.ParameterList(parameters())
+
+
+def run(optimizer, params, steps) -> list[torch.Tensor]:
+    for t in steps:
+        optimizer.zero_grad()
+        loss([*params], t).backward()
+        optimizer.step()
+    return [p.detach() for p in params]
+
+
+@pytest.mark.parametrize("options", [{}, {"flatten_optimizer_state_dict": True}, {"full_state_dict": True}], ids=str)
+@pytest.mark.parametrize("scope", ["global", "group", "tensor"])
+def test_torch_distributed_checkpoint_round_trips(scope: str, options: dict) -> None:
+    net, other = Net(), Net()
+    optimizer, loaded = (MADA(groups([*n.params]), **OPTIONS, scope=scope) for n in (net, other))
+    run(optimizer, net.params, range(1, 6))
+    other.load_state_dict(net.state_dict())
+    file = io.BytesIO()
+    torch.save(get_optimizer_state_dict(net, optimizer, options=StateDictOptions(**options)), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    set_optimizer_state_dict(other, loaded, saved, options=StateDictOptions(**options))
+    xs, ys = run(optimizer, net.params, range(6, 9)), run(loaded, other.params, range(6, 9))
+    assert all(map(torch.equal, xs, ys)) and len(xs) == 5
+    assert loaded.coefficients_by_owner == optimizer.coefficients_by_owner
+    assert loaded.hypergradients == optimizer.hypergradients and all(loaded.hypergradients.values())
+
+
+def test_hooks_fire_as_in_torch() -> None:
+    calls = []
+    for make in (lambda p: HyperAdam(p, lr=0.02), lambda p: torch.optim.AdamW(p, lr=0.02)):
+        optimizer, seen = make(parameters()), []
+        optimizer.register_state_dict_pre_hook(lambda o, seen=seen: seen.append("before saving"))
+        optimizer.register_state_dict_post_hook(lambda o, state, seen=seen: seen.append(sorted(state)))
+        optimizer.register_state_dict_post_hook(lambda o, state: {**state, "more": 1})
+        optimizer.register_load_state_dict_pre_hook(lambda o, state, seen=seen: seen.append(sorted(state)))
+        optimizer.register_load_state_dict_pre_hook(
+            lambda o, state: state | {"param_groups": [g | {"lr": 0.5} for g in state["param_groups"]]}
+        )
+        optimizer.register_load_state_dict_post_hook(lambda o, seen=seen: seen.append(o.param_groups[0]["lr"]))
+        optimizer.load_state_dict(optimizer.state_dict())
+        calls.append(seen)
+    assert calls[0] == calls[1] and calls[0][-1] == 0.5 and len(calls[0]) == 4
+
+
+def test_a_learning_rate_that_is_a_tensor_is_copied() -> None:
+    lr = torch.tensor(0.02)
+    optimizer, other = Adam(parameters(), lr=lr), Adam(parameters(), lr=lr)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] is not optimizer.param_groups[0]["lr"]
+    lr.fill_(1.0)
+    assert other.param_groups[0]["lr"] == torch.tensor(0.02)
+
+
+def in_format_2(optimizer: RuleOptimizer) -> dict:
+    """The state as it was saved until param groups had what is learned."""
+    state, now = copy.deepcopy(optimizer.state_dict()), optimizer._values.scalars
+    groups = [{k: g[k] for k in ("params", "lr", "weight_decay")} for g in state["param_groups"]]
+    scalars = {"rule": optimizer.advance.__qualname__, "learned": [*optimizer.learned],
+               "scope": optimizer.options.scope, "q": now.q, "q_applied": now.q_applied, "momentum": now.q_momentum,
+               "h": now.hypergradient, "norm": now.grad_norm, "clip": now.clip, "clip_applied": now.clip_applied,
+               "accept": now.accept, "steps": now.q_steps, "skipped": now.skipped,
+               "lr_start": now.lr_start}  # fmt: skip
+    return {"state": state["state"], "param_groups": groups, "scalars": copy.deepcopy(scalars)}
+
+
+@pytest.mark.parametrize("scope", ["global", "group", "tensor"])
+def test_a_state_of_the_earlier_format_resumes_with_the_same_bits(scope: str) -> None:
+    options = OPTIONS | {"hyper_lr": dict.fromkeys((*MADA.table, "lr"), 0.05), "max_grad_norm": 1.0, "scope": scope}
+    params = parameters()
+    optimizer = MADA(groups(params), **options)
+    run(optimizer, params, range(1, 6))
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    loaded = MADA(groups(others), **options)
+    loaded.load_state_dict(in_format_2(optimizer))
+    assert loaded.hypergradients == optimizer.hypergradients
+    assert all(map(torch.equal, run(optimizer, params, range(6, 9)), run(loaded, others, range(6, 9))))
+    assert loaded.coefficients_by_owner == optimizer.coefficients_by_owner
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: Adam(p), lambda p: HyperAdam(p, hyper_lr={"beta1": 1e-12, "beta2": 1e-12}, box={"beta2": (0.5, 0.9999)}),
+    lambda p: MADA(p, hyper_lr={"beta1": 1e-12, "c": 1e-12}),
+], ids=["Adam", "HyperAdam", "MADA"])  # fmt: skip
+@pytest.mark.parametrize("torch_s", [torch.optim.AdamW, torch.optim.Adam])
+def test_a_run_of_torch_s_adam_goes_on(make, torch_s) -> None:
+    params = parameters()
+    theirs = torch_s(groups(params) if torch_s is torch.optim.AdamW else params, lr=0.02, betas=(0.8, 0.99), eps=1e-5)
+    run(theirs, params, range(1, 6))
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    ours = make(groups(others) if torch_s is torch.optim.AdamW else others)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.coefficients["beta1"] == pytest.approx(0.8) and ours.param_groups[0]["eps"] == 1e-5
+    expected = run(theirs, params, range(6, 11))
+    assert error(run(ours, others, range(6, 11)), expected) < 1e-9
+    with pytest.raises(ValueError, match="MADA: a torch Adam has no n, va, l, g: make an optimizer that keeps m and v"):
+        MADA([{"params": g["params"]} for g in theirs.param_groups]).load_state_dict(theirs.state_dict())
+
+
+def work(rank: int, ranks: int, folder: str, port: int) -> None:
+    """Sharded by FSDP2: save after 4 steps, or, where that is saved, load and go on."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", rank=rank, world_size=ranks, init_method=f"tcp://127.0.0.1:{port}")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)).double()
+    if ranks > 1:
+        fully_shard(net, mesh=dist.device_mesh.init_device_mesh("cpu", (ranks,)))
+    optimizer = MADA(net.parameters(), **OPTIONS, scope="tensor")
+
+    def steps(those) -> None:
+        for t in those:
+            x = torch.randn(8, 5, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+            optimizer.zero_grad()
+            (net(x)[:, 0] - x.sum(1)).square().mean().backward()
+            optimizer.step()
+
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    if not os.path.exists(f"{folder}/saved"):
+        steps(range(1, 5))
+        saved = {"net": net.state_dict(), "optimizer": get_optimizer_state_dict(net, optimizer, options=flat)}
+        dcp.save(saved, checkpoint_id=f"{folder}/saved")
+    else:
+        saved = {"net": net.state_dict(), "optimizer": get_optimizer_state_dict(net, optimizer, options=flat)}
+        dcp.load(saved, checkpoint_id=f"{folder}/saved")
+        net.load_state_dict(saved["net"])
+        set_optimizer_state_dict(net, optimizer, saved["optimizer"], options=flat)
+    steps(range(5, 8))
+    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in net.parameters()]
+    if rank == 0:
+        print(json.dumps([[w.tolist() for w in weights], optimizer.coefficients_by_owner]))
+    dist.destroy_process_group()
+
+
+def test_a_run_sharded_by_fsdp2_goes_on_in_another_number_of_processes(tmp_path) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"PYTHONPATH": str(root)})  # fmt: skip
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == 4, done.stderr
+    assert answers[0] == answers[1]
+    for weights, learned in answers[2:]:
+        for w, expected in zip(weights, answers[0][0], strict=True):
+            assert error(torch.tensor(w), torch.tensor(expected)) < 1e-9
+        for own, expected in zip(learned, answers[0][1], strict=True):
+            assert own == pytest.approx(expected, rel=1e-9)
+    assert answers[0][1][0]["beta1"] != 0.9
+
+
+if __name__ == "__main__":  # forked from one process, because importing torch is what costs
+    for ranks in (3, 3, 2, 1):  # of three, one has no part of the last bias; the first three save
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        forked = []
+        for rank in range(ranks):
+            forked.append(os.fork())
+            if forked[-1] == 0:
+                work(rank, ranks, sys.argv[1], port)
+                sys.stdout.flush()
+                os._exit(0)
+        for pid in forked:
+            os.waitpid(pid, 0)
