@@ -6,9 +6,9 @@
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2_mada.py
     python train.py --help
 
-A step is an optimizer step. Everything random is a pure function of the seed: the initial weights; the rows of a batch,
-of its number and their place in it; the dropout masks, of that number and the micro-batch. The number is the step's,
-plus the batches skipped after loss spikes. So the number of processes changes speed and round-off only.
+A step is an optimizer step. Everything random follows from the seed alone: the initial weights; the rows of batch n,
+from (seed, n, place in the batch); the dropout masks, from (seed, n, micro-batch). n is the step's number, plus
+how many batches were skipped after loss spikes. So the number of processes changes speed and round-off only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Config:
     always_save_checkpoint: Annotated[bool, "save after each validation, not only after the best so far"] = True
     keep_checkpoints: Annotated[Count, "newest checkpoints kept, besides the best (count)"] = 2
     max_skipped: Annotated[Count, "stop after so many steps in a row with a gradient that is not finite (steps)"] = 20
-    on_spike: Annotated[Literal["log", "stop", "skip"], "skip: roll back, then skip the batches since"] = "log"
+    on_spike: Annotated[Literal["log", "stop", "skip"], "at a spike; skip: roll back, omit batches since"] = "log"
     spike_deviations: Annotated[NonNegative, "a spike: above the mean of 100 losses by this (std); 0: none"] = 7.0
     wandb_log: Annotated[bool, "send the metrics to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "project there"] = "nanomada"
@@ -73,9 +73,9 @@ class Config:
     vocab_multiple: Annotated[Count, "rows of the embedding table are rounded up to this (rows)"] = 64
     # optimizer
     optimizer: Annotated[str, "a rule (below), or path/to/file.py:ClassName (executed), or package:ClassName"] = "mada"
-    coefficients: Annotated[dict[str, Any], "of the rule, at the start, or --NAME=VALUE"] = field(default_factory=dict)
+    coefficients: Annotated[dict[str, Any], "where they start, or --NAME=VALUE"] = field(default_factory=dict)
     coefficients_from: Annotated[str | None, "a finished run's out_dir or record, to start with its last ones"] = None
-    hyper_lr: Annotated[dict[str, float], "of the coefficients, by name or one for all"] = field(default_factory=dict)
+    hyper_lr: Annotated[dict[str, float], "rates of coefficients, {NAME: rate}, or one"] = field(default_factory=dict)
     hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
     hyper_optimizer: Annotated[Literal["sgd", "sign", "adam"], "of the coefficients; the paper's is sgd"] = "sgd"
     hyper_space: Annotated[Literal["linear", "log"], "log: in -log(1 - beta), logit(weight)"] = "linear"
@@ -180,7 +180,7 @@ class Run:
     cfg: Config
     dataset: Dataset
     model: GPT
-    net: Any  # the same to train with: backward averages gradients over the processes
+    net: Any  # the model wrapped for training: by DDP, as CUDA graphs, or as it is
     optimizer: Any
     update: Callable[[], None]  # the optimizer's step
     recorder: Recorder
@@ -188,7 +188,7 @@ class Run:
     clock: Clock
     world: World
     step: int  # steps done
-    unlogged: torch.Tensor | None  # training loss of `step` where it was not logged yet; of step 0, 0
+    unlogged: torch.Tensor | None  # training loss of `step` if it is not logged yet (0 at step 0), otherwise None
     val_losses: list[float]  # of the checkpoints in out_dir, then of every validation since (nats per token)
 
 
@@ -208,7 +208,7 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
     optimizer = optimizers.build(cfg, model, compile_optimizer)
     if saved:
         checkpoint.restore(saved, model, optimizer)
-    optimizer.zero_grad(set_to_none=False)  # views of its flat buffer: otherwise step 1 holds every gradient twice
+    optimizer.zero_grad(set_to_none=False)  # a rule makes them views of its flat buffer; else step 1 has each twice
     net, update = graph.captured(cfg, net, optimizer, world)
 
     recorder = Recorder(dataclasses.asdict(cfg), model, optimizer, world, begin)
@@ -225,6 +225,7 @@ def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop |
     """One run from its data to its figure, or the rest of it. Returns why it ended before its last step, if it did."""
     run = set_up(cfg, world, rollback)
     cfg, optimizer = run.cfg, run.optimizer
+    # Step 0 is validated too; and a step after which a signal stopped the run is logged now.
     if run.unlogged is not None and (outcome := after_step(run, run.unlogged)):
         return outcome
     for step in range(run.step + 1, cfg.max_iters + 1):
@@ -236,7 +237,7 @@ def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop |
         run.update()
         run.step = step
         run.recorder.step()
-        signals.between_steps_only()  # there is something to save now
+        signals.between_steps_only()  # until here there was nothing to save, and a signal ended the run at once
         if outcome := after_step(run, loss):
             return outcome
     run.recorder.finish([math.nan, *run.val_losses][-1], run.dataset.manifest.get("val_unigram_entropy", math.nan))
@@ -246,14 +247,14 @@ def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop |
 def after_step(run: Run, loss: torch.Tensor) -> Stop | Rollback | None:
     """Log, validate, save: what is due after a step. Returns why the run must not go on to the next one, if so.
 
-    With a rule of optim/, a training step only queues work for the device; this waits for it, where something is due.
+    With a rule of optim/, the host waits for the device only here, and only where something is due.
     """
     cfg, world, step = run.cfg, run.world, run.step
     last = step == cfg.max_iters
     validate = last or step % cfg.eval_interval == 0
     log = validate or step % cfg.log_interval == 0
     train_loss, val_loss, leaving = math.nan, None, False
-    if log or (world.size == 1 and signals.asked()):  # several processes agree to leave where they meet anyway
+    if log or (world.size == 1 and signals.asked()):  # several processes agree to leave at a log, where they meet
         train_loss, leaving = world.sum(loss, signals.asked())
         speed = run.clock.steps_per_second(step)
     if validate and not leaving:

@@ -5,7 +5,8 @@ differs between parameters (step, learning rate, weight decay, whether there is 
 (flat.py). So a step is the same few kernels whatever the number of parameters and groups, and a value that changes
 recompiles nothing. reference.py is the same algorithm in one screen.
 
-At step t the engine holds state_{t-2}, the pending gradient g_{t-1} and the new g_t; q made x_{t-1} of the former two.
+At step t the engine holds state_{t-2}, g_{t-1} and g_t. The first two and the q then in use made x_{t-1}, so h_t can
+still be computed from them. g_{t-1} is called pending, since it has not entered the stored state yet.
 
     hypergradient  reads only: h_t = -lr_{t-1} < g_t, d direction(q, state_{t-2}, clipped g_{t-1}) / d q >, and |g_t|^2
     judge          scalars, on the device: whether |g_t| is finite, and the factor that clips g_t
@@ -67,7 +68,8 @@ class RuleOptimizer(Optimizer):
     Attributes:
         param_groups: hold the coefficients too, to be read without waiting for the device and written (values.py)
         coefficients, hypergradients: {name: float}; reading them waits for the device
-        grad_norm: norm of the last gradient before clipping, a 0-D tensor; None where nobody needed it
+        grad_norm: norm of the last gradient before clipping, a 0-D tensor; None without
+            max_grad_norm and with nothing to learn
         skipped: steps in a row, up to the last, skipped because the norm was not finite (nothing moves in such a step);
             a 0-D tensor. Without max_grad_norm and with nothing to learn the norm is not read and a NaN reaches x
 
@@ -158,7 +160,7 @@ class RuleOptimizer(Optimizer):
                 raise
 
     def _refuse_disagreement(self) -> None:
-        """About the start of a coefficient that all groups share."""
+        """Raise ValueError if a coefficient that all groups share starts at different values in them."""
         known = [group for group, _ in self._values.shown]
         new = [group for group in self.param_groups if not any(group is other for other in known)]
         for k in self.learned if self.options.scope == "global" else ():
@@ -194,6 +196,7 @@ class RuleOptimizer(Optimizer):
         self._follow_values()
 
     def _named(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns; its ValueError gets the name of the optimizer in front."""
         try:
             return action()
         except ValueError as error:
@@ -263,7 +266,7 @@ class RuleOptimizer(Optimizer):
             columns = self._run("update", b, now, b.rows)
             torch._foreach_copy_([b.rows.t, b.rows.has_pending, b.rows.lr_applied], columns)
             b.write_back()
-            torch.autograd.graph.increment_version(b.params)  # backward through a graph that saved old ones raises
+            torch.autograd.graph.increment_version(b.params)  # backward through an older graph that saved them raises
         if self._needs_norm:
             torch.where(now.accept, now.q, now.q_applied, out=now.q_applied)
             torch.where(now.accept, now.clip, now.clip_applied, out=now.clip_applied)
@@ -366,7 +369,7 @@ class RuleOptimizer(Optimizer):
         self._layout = self._current_layout()
 
     def _prepare(self) -> None:
-        """What is made anew in a copy."""
+        """What the constructor makes and a copy has to make anew."""
         self._step = Step(type(self), self.options)
         self._passes: dict[Any, CompiledPass] = {}
         self.register_state_dict_post_hook(saved.packed)
@@ -391,7 +394,7 @@ class RuleOptimizer(Optimizer):
         states, groups = self._named(lambda: saved.understood(self, state_dict))
         for p, mine in self.state.items():
             for k, target in mine.items():
-                if k in COLUMNS:  # it may be our own
+                if k in COLUMNS:  # cloned first: it may be a view of our own rows
                     target.copy_(torch.as_tensor(states[p][k]).reshape(-1)[:1].view(1, 1, 1).clone())
                 else:
                     target.copy_(share(states[p][k], p))

@@ -1,10 +1,11 @@
 """The coefficients' own optimizer: K scalars q and their hypergradients h, in tensors on the device.
 
-    u  = T(q)           hyper_space: "linear", q itself; "log", -log(1 - q) for a decay, log(q / (1 - q)) for a weight,
+    u  = T(q)           hyper_space "linear": q itself; "log": -log(1 - q) for a decay, log(q / (1 - q)) for a weight,
                         log(q) for another, such as the learning rate
-    g  = h dq/du        hyper_optimizer "sign": its sign
-    b  = mu b + g       "adam": the mean of g (decay mu) over the root of that of g^2 (decay 0.999), bias-corrected
-    q' = clip(T^-1(u - rate b), low, high)
+    g  = h dq/du        with hyper_optimizer "sign" its sign
+    b  = mu b + g       with "adam" the mean of g (decay mu)
+    d  = b              with "adam" b over the root of the mean of g^2 (decay 0.999), both bias-corrected
+    q' = clip(T^-1(u - rate d), low, high)
 
 The paper's is "sgd" in "linear" space.
 """
@@ -22,10 +23,10 @@ class Hyper(NamedTuple):
     """Settings, one value for each coefficient that is learned (K,)."""
 
     rate: Tensor
-    mu: Tensor  # momentum; weight decay is Rows.decay
+    mu: Tensor  # momentum
     low: Tensor
     high: Tensor
-    decay: Tensor  # bool: what lies below 1, such as beta1
+    decay: Tensor  # bool: what lies below 1, such as beta1 (Rows.decay is another thing: weight decay)
     weight: Tensor  # bool: another that lies in [0, 1], such as rho
 
 
@@ -45,7 +46,7 @@ def moved(options: Any, hyper: Hyper, q: Tensor, b: Tensor, square: Tensor, h: T
     else:
         step = b = hyper.mu * b + h
     if log:
-        up = torch.exp(hyper.rate * step)
+        up = torch.exp(hyper.rate * step)  # T^-1(T(q) - rate step) in closed form, without logarithms
         to = torch.where(hyper.decay, 1 - (1 - q) * up, torch.where(hyper.weight, q / (q + (1 - q) * up), q / up))
     else:
         to = q - hyper.rate * step

@@ -1,5 +1,6 @@
 """MADA in plain tensors, algorithm 1 of the paper with either order of its updates: read this first.
-The engine computes the same, faster; other optimizers for the coefficients than this SGD are in hyper.py.
+The engine computes the same, faster. Not in here, and ignored among the options: other optimizers for the coefficients
+than SGD (hyper.py), scopes other than "global", states in bfloat16, skipping a gradient that is not finite.
 
 An optimizer of this family is a rule with coefficients q (rule.py). Step t, with g_t = grad f_t(x_{t-1}):
 
@@ -28,7 +29,7 @@ from torch import Tensor
 
 class Reference:
     """Runs a rule on copies of `xs`, with the keywords of that rule's optimizer. `step` takes a learning rate and a
-    weight decay for each of them. `advance` gets as t the number of gradients that a parameter has seen.
+    weight decay for each of them. The t of `advance` counts the gradients that a parameter has seen, this one included.
 
     x  parameters   q  {name: value} of coefficients and constants   h  {name: hypergradient}   norm  of the gradient
     """
@@ -71,7 +72,7 @@ class Reference:
                     direction = leaves["lr"] / self.options.start["lr"] * direction
                 self.x[i] = (1 - lrs[i] * decays[i]) * self.x[i] - lrs[i] * direction
                 self.state[i] = self.rule.State(*(None if s is None else s.detach() for s in state))
-            self.x[i].requires_grad_()  # where no coefficient made it
+            self.x[i].requires_grad_()  # for those that are new leaves: no coefficient made them
 
     def _learn(self) -> None:
         """q by SGD with momentum along -h, projected on the box."""

@@ -1,7 +1,7 @@
 """What the engine computes in a step: functions of tensors, each compiled into one pass over memory (compiled.py).
 
-Their copy_ at the end is all that they change in place. t is 0 in rows that had no gradient yet: what comes of it, NaN
-too, is thrown away by `where`.
+They change nothing in place but by copy_, at their end. In rows that had no gradient yet t is 0, and 1 - beta**t too:
+the NaN that comes of it is thrown away by `where`.
 """
 
 from collections import namedtuple
@@ -17,10 +17,10 @@ from .options import Options
 
 
 class Scalars(NamedTuple):
-    """All numbers of a step that belong to no row: of K learned coefficients and F fixed ones, and 0-D tensors. They
-    live as long as the optimizer, whose groups show views of them.
+    """All numbers of a step that belong to no row: vectors of K learned coefficients and F fixed ones, 0-D tensors.
+    They live as long as the optimizer, whose groups show views of them.
 
-    Where not all parameters share a value, it is (owners, K), not (K,), and (owners, F).
+    Where not all parameters share a value, (K,) is (owners, K), and (F,) is (owners, F); see Rows.owner.
     """
 
     fixed: Tensor  # (F,) coefficients and constants that are not learned
@@ -61,7 +61,7 @@ class Step:
         return direction, s
 
     def hypergradient(self, now: Scalars, rows: Rows) -> Tensor:
-        """The hypergradients <g, d x / d q> of the coefficients that made x, (K,), and |g|^2 behind them; reads only.
+        """The hypergradients <g, d x / d q> of the coefficients that made x, (K,), followed by |g|^2; reads only.
         Where parameters have owners, the (K, R) sums over each row instead: `per_owner` adds them up."""
         t, dtype = rows.t, rows.t.dtype
         g, s = rows.g.to(dtype), self._cast(rows.state, dtype)
@@ -79,7 +79,7 @@ class Step:
         return torch.stack([column.sum(dtype=now.clip.dtype) for column in columns])
 
     def per_owner(self, now: Scalars, sums: Tensor, owner: Tensor) -> Tensor:
-        """From (K + 1, R) sums over rows, the hypergradients of each owner, flat, and |g|^2 behind them."""
+        """From (K + 1, R) sums over rows, the hypergradients of each owner, flat, followed by |g|^2."""
         sums = sums.to(now.clip.dtype)
         h = torch.zeros_like(now.q).index_add_(0, owner, sums[:-1].T)
         return torch.cat([h.reshape(-1), sums[-1:].sum(1)])
@@ -94,7 +94,7 @@ class Step:
         norm = square.sqrt()
         accept = torch.isfinite(norm)
         clip = torch.ones_like(norm)
-        if self.options.max_grad_norm is not None:  # as torch.nn.utils.clip_grad_norm_ does
+        if self.options.max_grad_norm is not None:  # the formula of torch.nn.utils.clip_grad_norm_
             clip = torch.clamp(self.options.max_grad_norm / (norm + 1e-6), max=1.0)
         skipped = torch.where(accept, 0, now.skipped + 1)
         now.write(grad_norm=norm, clip=clip, accept=accept, q_steps=now.q_steps + accept, skipped=skipped)

@@ -17,7 +17,8 @@ from .hyper import Hyper
 from .options import Options, of_group
 from .step import Scalars
 
-# What else a group shows of Scalars: its own rows of the former, and the latter, which are the same in all groups.
+# What else a group shows of Scalars: its own rows of BY_OWNER, and OF_ALL, which are the same in all groups. An owner
+# is what has learned values of its own: a group (scope="group") or a parameter (scope="tensor").
 BY_OWNER = ("q_applied", "q_momentum", "q_square", "hypergradient")
 OF_ALL = ("grad_norm", "clip_applied", "q_steps", "skipped", "lr_start")
 Group = dict[str, Any]
@@ -40,14 +41,16 @@ def place(scope: str, rows: slice) -> tuple[Any, ...]:
 
 
 class Values:
+    """The values on the device (`scalars`), the settings of those that are learned (`hyper`), and the groups' views."""
+
     def __init__(self, options: Options, rule: str, lr: float, device: torch.device) -> None:
         self.options = options
         self.about = {"rule": rule, "learned": options.learned, "scope": options.scope}
         self.fixed = [key_of(k) for k in options.fixed]
         self.scope = options.scope if options.learned else "global"
-        self.differ = False  # whether a fixed coefficient was another one in some group: then each has its own value
+        self.differ = False  # whether a fixed coefficient ever differed between groups: then each has its own
         self.owners: list[Any] = []  # groups or parameters, each with its own learned values; empty: all share them
-        self.rows: list[slice] = []  # of each group
+        self.rows: list[slice] = []  # of each group in the (owners, ...) tensors of scalars
         self.shown: list[tuple[Group, dict[str, Any]]] = []  # each group, and what was put into it
         # In float64 where the device has that: in float32 0.9 + 1e-9 is 0.9.
         self.like: Any = {"device": device, "dtype": torch.float32 if device.type == "mps" else torch.float64}
@@ -64,8 +67,8 @@ class Values:
         return torch.tensor(values, **self.like)
 
     def lay_out(self, groups: Sequence[Group]) -> list[int] | None:
-        """Make a row for each group or parameter with values of its own; what had one keeps it. Returns of each
-        parameter which row is its own, None where all share all. Raises ValueError for a bad entry of a group."""
+        """Make a row for each group or parameter with values of its own; what had one keeps it. Returns the
+        row of each parameter, None where all share all values. Raises ValueError for a bad entry of a group."""
         asked = self.options
         tables = [self._checked(g, group) for g, group in enumerate(groups)]
         fixed = [[float(group.get(key_of(k), asked.start[k])) for k in asked.fixed] for group in groups]
@@ -94,7 +97,7 @@ class Values:
         shown = {id(group): entries for group, entries in self.shown}
         self._show(groups, fixed)
         for group, entries in self.shown:
-            old = shown.get(id(group), {})  # what else is in the group was written there
+            old = shown.get(id(group), {})  # what is in the group and is not our entry was written by the user
             group.update({k: v for k, v in entries.items() if k not in group or group[k] is old.get(k)})
         group_of_each = [g for g, group in enumerate(groups) for _ in group["params"]]
         return {"global": None, "group": group_of_each, "tensor": [*range(len(group_of_each))]}[by]
@@ -164,7 +167,7 @@ class Values:
         for k, value in written.items():
             if k in self.fixed:
                 entries[k] = float(value)
-            elif not isinstance(entries[k], Tensor):  # what is said about the optimizer stays
+            elif not isinstance(entries[k], Tensor):  # rule, learned, scope: what a user writes there is undone
                 pass
             elif isinstance(value, Tensor):
                 entries[k].copy_(value)
@@ -176,5 +179,5 @@ class Values:
         return written.keys() & {*self.fixed}
 
     def means(self, values: Tensor) -> list[float]:
-        """Over owners, if there are any."""
+        """Of K values, or the means over owners of (owners, K)."""
         return (values if values.dim() == 1 else values.mean(0)).tolist()

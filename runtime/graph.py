@@ -1,10 +1,10 @@
-"""A training step as CUDA graphs: kernels so short that launching them takes longer are launched all at once.
+"""A training step as CUDA graphs: where kernels take less time than launching them, launch them all at once.
 
-After some plain steps two graphs are captured, and replayed from then on: the forward and backward pass of a
-micro-batch, and the optimizer's step. What differs between two replays lies in memory of the device that does not move:
-the batch, learning rates and weight decays, whatever the optimizer learns, counts or refuses. The seed of a
-micro-batch's dropout is the generator's when the replay begins. So a run with graphs is the same run, and the host
-waits for nothing.
+After PLAIN calls two graphs are captured, and replayed from then on: the forward and backward pass of a micro-batch,
+and the optimizer's step. What differs between two replays lies on the device, in memory that does not move: the batch,
+learning rates and weight decays, the optimizer's coefficients, counts and the flag that skips a step. A replay draws
+dropout masks from the generator's seed as it is when the replay begins. So a run with graphs has the same results, and
+the host waits for nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from optim import RuleOptimizer
 
 PLAIN = 3  # calls before the capture: they compile, autotune and take the libraries' workspaces
-SHORT = 5e12  # floating-point operations of a micro-batch, milliseconds of a GPU; launches cost less than longer ones
+SHORT = 5e12  # floating-point operations of a micro-batch, 13 ms of an H100 at MFU 39%; longer ones hide launches
 
 
 def cuda_graph(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -46,7 +46,7 @@ class Replayed:
             self.arguments = [argument.clone() for argument in arguments]
             try:
                 self.replay, self.result = cuda_graph(lambda: self.function(*self.arguments))
-            except RuntimeError as error:  # what CUDA does not capture
+            except RuntimeError as error:  # something that CUDA cannot capture
                 reason = str(error).strip().splitlines()[0]
                 warnings.warn(f"the run goes on without CUDA graphs, the capture failed: {reason}", stacklevel=2)
         if self.replay is None:
@@ -66,10 +66,10 @@ class Graphed:
 
 
 def pays(cfg: Any, net: Any, optimizer: Any, world: Any) -> bool:
-    """Whether a step becomes graphs where `cuda_graph` does not say."""
+    """Whether a step becomes graphs with cuda_graph=None: on one GPU, with a rule of ours and a short micro-batch."""
     possible = world.device.type == "cuda" and world.size == 1 and isinstance(optimizer, RuleOptimizer)
     short = possible and net.flops_per_token() * cfg.batch_size * cfg.block_size < SHORT
-    return short and not cfg.activation_checkpointing  # which reads the generator's state, if it is not compiled
+    return short and not cfg.activation_checkpointing  # uncompiled it reads the generator's state: no capture
 
 
 def captured(cfg: Any, net: Any, optimizer: Any, world: Any) -> tuple[Any, Callable[[], None]]:
