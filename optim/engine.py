@@ -330,6 +330,8 @@ class RuleOptimizer(Optimizer):
         (scope="tensor"); with scope="global" those of all."""
         self._follow_edits()
         q = self._values.scalars.q
+        if not self.learned:
+            return [{}]
         return [dict(zip(self.learned, row, strict=True)) for row in q.view(-1, len(self.learned)).tolist()]
 
     @property

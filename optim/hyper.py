@@ -30,7 +30,9 @@ class Hyper(NamedTuple):
     weight: Tensor  # bool: another that lies in [0, 1], such as rho
 
 
-def moved(options: Any, hyper: Hyper, q: Tensor, b: Tensor, square: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+def update_coefficients(
+    options: Any, hyper: Hyper, q: Tensor, b: Tensor, square: Tensor, h: Tensor, t: Tensor
+) -> tuple[Tensor, ...]:
     """q, b and the mean of squares after move number t (1, 2, ...); all of the shape of q, (K,) or (owners, K)."""
     log = options.hyper_space == "log"
     if log:

@@ -129,6 +129,10 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: flo
     if "lr" in learned and lr == 0:
         raise ValueError("lr = 0 cannot be learned: start above 0")
     start = {k: number(k, values.get(k, c.start)) for k, c in table.items()}
+    for k in learned if hyper_space == "log" else ():
+        if table[k].kind == "scale" and (table[k].low < 0 or start[k] <= 0):
+            raise ValueError(f"hyper_space = 'log': {k} = {start[k]} in [{table[k].low:g}, {table[k].high:g}] must be "
+                             "above 0 and stay there")  # fmt: skip
     for k, c in table.items():
         c.check(k, start[k], learned=k in learned)
     for k, default in rule.constants.items():
@@ -158,8 +162,8 @@ def of_group(asked: Options, group: Mapping[str, Any]) -> tuple[Mapping[str, flo
     for k, rate in own["hyper_lr"].items():
         refuse_outside(f"hyper_lr[{k!r}]", rate, 0)
     table = {k: boxed(k, c, own["box"][k]) if k in own["box"] else c for k, c in asked.table.items()}
-    for k in asked.start.keys() & (group.keys() | own["box"].keys()) - {"lr"}:
-        given = group.get(k, asked.start[k])
+    for k, start in asked.start.items():
+        given = group.get("lr_learned" if k == "lr" else k, start)
         if isinstance(given, torch.Tensor):
             continue
         value = number(k, given)

@@ -32,6 +32,8 @@ class Coefficient:
     below     what every value has to be below: 1 where the rule divides by 1 - value**t
     hyper_lr  its rate where the rule's `learns` names it and the user gives no hyper_lr (MADA, HyperAdam)
     meaning   one line, for --help and docs
+    kind      which logarithm hyper_space="log" takes: "decay" (where `below` is 1), "weight" (a box within [0, 1]) or
+              "scale"
     """
 
     start: float
@@ -40,15 +42,12 @@ class Coefficient:
     meaning: str
     hyper_lr: float = 0.0
     below: float = math.inf
+    kind: str = ""
 
-    @property
-    def is_decay(self) -> bool:
-        return self.below == 1
-
-    @property
-    def is_weight(self) -> bool:
-        """Whether it lies in [0, 1] and may be either."""
-        return not self.is_decay and self.low >= 0 and self.high <= 1
+    def __post_init__(self) -> None:
+        if not self.kind:  # of the rule's own box: one that a user narrows does not change it
+            kind = "decay" if self.below == 1 else "weight" if self.low >= 0 and self.high <= 1 else "scale"
+            object.__setattr__(self, "kind", kind)
 
     def check(self, name: str, value: float, learned: bool) -> None:
         """Raise ValueError if the coefficient called `name` cannot start at `value`."""

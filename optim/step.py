@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .flat import Rows
-from .hyper import Hyper, moved
+from .hyper import Hyper, update_coefficients
 from .options import Options
 
 
@@ -81,7 +81,7 @@ class Step:
     def per_owner(self, now: Scalars, sums: Tensor, owner: Tensor) -> Tensor:
         """From (K + 1, R) sums over rows, the hypergradients of each owner, flat, followed by |g|^2."""
         sums = sums.to(now.clip.dtype)
-        h = torch.zeros_like(now.q).index_add_(0, owner, sums[:-1].T)
+        h = torch.zeros_like(now.q, device=sums.device).index_add_(0, owner, sums[:-1].T)
         return torch.cat([h.reshape(-1), sums[-1:].sum(1)])
 
     def _by_row(self, q: Tensor, rows: Rows) -> tuple[Tensor, ...]:
@@ -105,7 +105,8 @@ class Step:
         moves = now.accept & torch.isfinite(h) & (now.q_steps > self.options.hyper_start)
         clamped = h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
         before = (now.q, now.q_momentum, now.q_square)
-        after = moved(self.options, hyper, *before, clamped, now.q_steps - max(1, self.options.hyper_start))
+        t = now.q_steps - max(1, self.options.hyper_start)
+        after = update_coefficients(self.options, hyper, *before, clamped, t)
         q, momentum, square = (torch.where(moves, b, a) for a, b in zip(before, after, strict=True))
         now.write(q=q, q_momentum=momentum, q_square=square, hypergradient=h)
 

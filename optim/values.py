@@ -115,8 +115,8 @@ class Values:
         rate, low, high = self._tensor(numbers).view(len(each), len(asked.learned), 3).unbind(-1)
         if self.scope == "global":
             rate, low, high = rate[0], low[0], high[0]
-        of_all = [(asked.hyper_momentum.get(k, 0.0), asked.table[k].is_decay, asked.table[k].is_weight)
-                  for k in asked.learned]  # fmt: skip
+        of_all = [(asked.hyper_momentum.get(k, 0.0), asked.table[k].kind == "decay",
+                   asked.table[k].kind == "weight") for k in asked.learned]  # fmt: skip
         mu, decay, weight = self._tensor(of_all).view(-1, 3).unbind(-1)
         return Hyper(rate, mu, low, high, decay.bool(), weight.bool())
 

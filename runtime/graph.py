@@ -74,18 +74,13 @@ def pays(cfg: Any, net: Any, optimizer: Any, world: Any) -> bool:
 
 def captured(cfg: Any, net: Any, optimizer: Any, world: Any) -> tuple[Any, Callable[[], None]]:
     """(the model to train with, the optimizer's step, which leaves zeroed gradients in place), as graphs or not."""
-    if not (pays(cfg, net, optimizer, world) if cfg.cuda_graph is None else cfg.cuda_graph):
-
-        def plain() -> None:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=False)  # they stay views of the optimizer's flat buffer
-
-        return net, plain
 
     def step() -> None:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad(set_to_none=False)  # they stay views of the optimizer's flat buffer
 
+    if not (pays(cfg, net, optimizer, world) if cfg.cuda_graph is None else cfg.cuda_graph):
+        return net, step
     replayed = Replayed(step)
 
     def update() -> None:

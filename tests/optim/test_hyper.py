@@ -6,7 +6,7 @@ import pytest
 import torch
 from problem import groups, loss, parameters, set_lr, train
 
-from optim import MADA, Adam
+from optim import MADA, Adam, Coefficient
 
 RATES = {"sgd": 3e-3, "sign": 2e-3, "adam": 3e-3}
 START = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.4, "rho": 0.6, "c": 0.7, "gamma": 0.5}
@@ -86,6 +86,30 @@ def train_from(optimizer: MADA, params: list[torch.nn.Parameter], t: int) -> Non
     optimizer.zero_grad()
     loss(params, t).backward()
     optimizer.step()
+
+
+def test_a_box_does_not_change_a_coefficients_logarithm() -> None:
+    """A learning rate between 1e-5 and 1e-2 is no weight in [0, 1], and a weight that may reach 1.5 is still one."""
+    boxes = (("lr", (1e-5, 1e-2), "scale"), ("rho", (0.0, 1.5), "weight"), ("beta1", (0.1, 0.5), "decay"))
+    for name, box, kind in boxes:
+        values = {} if name == "lr" else {name: 0.4}
+        asked = MADA.check(1e-4, hyper_lr={name: 1e-3}, hyper_space="log", box={name: box}, **values)
+        assert asked.table[name].kind == kind
+    params = parameters()
+    optimizer = Adam(groups(params), 1e-4, hyper_lr={"lr": 0.1}, hyper_optimizer="sign", hyper_space="log",
+                     box={"lr": (1e-5, 1e-2)}, compile=False)  # fmt: skip
+    for step in range(1, 6):
+        train(optimizer, params, 1)
+        assert optimizer.coefficients["lr"] == pytest.approx(1e-4, rel=0.1 * step + 0.01)
+    assert optimizer.coefficients["lr"] != 1e-4
+
+
+def test_a_logarithm_needs_what_is_above_zero() -> None:
+    class Shifted(Adam):
+        table = Adam.table | {"shift": Coefficient(0.0, -1.0, 2.0, "may be negative")}
+
+    with pytest.raises(ValueError, match=r"hyper_space = 'log': shift = 0\.0 in"):
+        Shifted.check(hyper_lr={"shift": 0.1}, hyper_space="log")
 
 
 def test_one_rate_for_all() -> None:
