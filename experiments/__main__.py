@@ -68,7 +68,7 @@ def list_experiments() -> None:
 
     print(f"{'name':14}" + "".join(f"{scale:>24}" for scale in SCALES) + "   title")
     rows = [(e.name, e.title, [e]) for e in EXPERIMENTS.values()]
-    for name, title, chosen in [*rows, ("all", "but tuned, regret, placebo, seeds; each shared run once", named("all"))]:
+    for name, title, chosen in [*rows, ("all", "all that are not asked for by name, shared runs once", named("all"))]:
         cells = [cell([*all_runs(chosen, scale).values()]) for scale in SCALES]
         print(f"{name:14}" + "".join(f"{text:>24}" for text in cells) + f"   {title}")
 
