@@ -18,9 +18,9 @@ from typing import Any
 
 from study.page import COLORS, Block, Figure, Table, Text
 from study.runs import Result, read_result
-from study.statistics import Paired, holm, mean, mean_and_spread, p_text, signed_rank
+from study.statistics import Losses, Paired, holm, mean, mean_and_spread, p_text, signed_rank
 
-from .experiment import RECORDS, ROOT, Computation, Experiment, Record
+from .experiment import RECORDS, ROOT, Computation, Experiment, Record, Run, Training, by_seed, final_losses
 
 # MADA's Shakespeare setting; the others ignore its part. Narrower models stay for hundreds of steps, which differ from
 # seed to seed, at what single characters predict.
@@ -100,9 +100,39 @@ def load(scale: str, arm: str) -> Record | None:
     return None if record is None or record["settings"]["arguments"] != ARMS[arm].arguments(scale) else record
 
 
-def runs(scale: str) -> Sequence[Computation]:
+CONTROLS = {"fs": "the constants that it learned, kept", "adam": "Adam, betas (0.8, 0.99)"}
+
+
+def controls(scale: str) -> list[Training]:
+    """Constants at the optimum of MADA, on its fresh seeds: what it learned, and betas of an Adam near that. They are
+    tuned for nothing."""
+    mada = load(scale, "mada")
+    if mada is None:
+        return []
+    learned = {name: float(f"{mean(values):.6g}") for name, values in mada["coefficients"].items()}
+    rate = float(mada["optimum"]["learning_rate"])
+    common: dict[str, Any] = {name: int(value) for name, value in COMMON[scale].items()}
+    common |= {"learning_rate": rate, "min_lr": float(f"{rate / 10:.6g}"), "weight_decay": 0.1}
+    each = {"fs": {"optimizer": "mada", "hyper_lr": 0, **learned},
+            "adam": {"optimizer": "adam", "beta1": 0.8, "beta2": 0.99}}  # fmt: skip
+    return [Training(f"tuned/control-{name}-{seed}", scale, CONFIGS[scale], common | each[name] | {"seed": seed},
+                     minutes=0.6, curves=False)
+            for name in CONTROLS for seed in mada["seeds"]]  # fmt: skip
+
+
+def of_controls(records: Mapping[str, Record]) -> dict[str, dict[int, float]]:
+    """{control: {seed: validation loss}}"""
+    found = final_losses(by_seed(records, "tuned/control-"), "val_loss")
+    return {name: found[name] for name in CONTROLS if name in found}
+
+
+def runs(scale: str) -> Sequence[Run]:
     if scale not in CONFIGS:
         return ()
+    return [*controls(scale), *arms_of(scale)]
+
+
+def arms_of(scale: str) -> list[Computation]:
     return [Computation(f"tuned/{name}", scale, "tuned", partial(tune, f"out/{scale}/tuned/{name}"),
                         {"arguments": arm.arguments(scale)}, minutes=15.0)
             for name, arm in arms(scale).items()]  # fmt: skip
@@ -169,6 +199,8 @@ def verdict(difference: Paired, corrected: float) -> str:
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     found = {name: records[f"tuned/{name}"] for name in arms(scale) if f"tuned/{name}" in records}
+    if not found:
+        return []
     labels = {name: arm.label for name, arm in arms(scale).items()}
     losses = {name: dict(zip(r["seeds"], r["val_loss"], strict=True)) for name, r in found.items()}
     base = losses.get(BASELINE, {})
@@ -199,7 +231,22 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         f"correction over all rows. Equal: the 95% interval of the difference lies within {EQUAL} nats, a bound set "
         "before the runs."
     )
-    return [Text(about), Table(header, rows), figure(found, labels), Text(where_they_end(found, labels))]
+    return [Text(about), Table(header, rows), *constants(losses, of_controls(records)), figure(found, labels),
+            Text(where_they_end(found, labels))]  # fmt: skip
+
+
+def constants(losses: Mapping[str, Losses], found: Mapping[str, Losses]) -> Sequence[Block]:
+    """MADA beside constants near those that it learned."""
+    rows = []
+    for name, its in found.items():
+        difference = signed_rank(its, losses["mada"])
+        if difference:
+            rows.append([CONTROLS[name], str(difference.n), f"{median(its.values()):.4f}", str(difference)])
+    words = (
+        "Is it the learning, or where it arrives? Constants near those that MADA learned, from the first step on, at "
+        "MADA's own learning rate and on the same seeds, tuned for nothing:"
+    )
+    return [Text(words), Table(["constants", "n", "median loss", "MADA minus them"], rows)] if rows else []
 
 
 def steps_to(record: Record, target: float | None) -> str:

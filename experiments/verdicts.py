@@ -171,11 +171,15 @@ def of_cost() -> Iterator[Verdict]:
 
 
 def of_tuning() -> Iterator[Verdict]:
-    found = {name.removeprefix("tuned/"): record for name, record in laptop(tuned).items()}
-    losses = {name: dict(zip(r["seeds"], r["val_loss"], strict=True)) for name, r in found.items()}
+    everything = laptop(tuned)
+    found = {name.removeprefix("tuned/"): r for name, r in everything.items() if "seeds" in r}
+    losses: dict[str, Losses] = {f"control {name}": its for name, its in tuned.of_controls(everything).items()}
+    losses |= {name: dict(zip(r["seeds"], r["val_loss"], strict=True)) for name, r in found.items()}
     claims = {
-        ("mada", "adam"): "Learned coefficients beat constants that were tuned as long (ours)",
-        ("mada_best", "adam"): "... also from the best constants",
+        ("mada", "adam"): "MADA from (0.9, 0.95) beats Adam whose beta2 was tuned as long (ours)",
+        ("mada", "control fs"): "... and the constants that it learned, kept from the start",
+        ("mada", "control adam"): "... and Adam with betas (0.8, 0.99)",
+        ("mada_best", "adam"): "MADA from Adam's best beta2 beats tuned Adam (ours)",
         ("mada_avgrad", "avgrad"): "MADA from AVGrad beats AVGrad, both tuned (ours)",
         ("mada_fs", "adam"): "What MADA learned, kept and tuned, beats Adam's constants (ours)",
         ("sign", "adam"): "Sign steps in log space beat tuned constants (ours)",

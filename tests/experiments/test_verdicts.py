@@ -89,10 +89,12 @@ def expected() -> Iterator[tuple[str, list[float]]]:
 
 
 def tuned() -> Iterator[tuple[str, list[float]]]:
-    arms = {path.stem: json.loads(path.read_text()) for path in LAPTOP.glob("tuned/*.json")}
-    losses = {name: dict(zip(arm["seeds"], arm["val_loss"], strict=True)) for name, arm in arms.items()}
+    arms = {path.stem: json.loads(path.read_text()) for path in LAPTOP.glob("tuned/*.json") if "-" not in path.stem}
+    losses = finals("tuned/control-*.json", "val_loss")
+    losses |= {name: dict(zip(arm["seeds"], arm["val_loss"], strict=True)) for name, arm in arms.items()}
     claims = {
-        "Learned coefficients beat": ("mada", "adam"), "... also from the best": ("mada_best", "adam"),
+        "MADA from (0.9, 0.95) beats": ("mada", "adam"), "... and the constants": ("mada", "control-fs"),
+        "... and Adam with betas": ("mada", "control-adam"), "MADA from Adam's best": ("mada_best", "adam"),
         "MADA from AVGrad beats": ("mada_avgrad", "avgrad"), "What MADA learned": ("mada_fs", "adam"),
         "Sign steps": ("sign", "adam"), "AVGrad beats": ("avgrad", "adam"), "Muon beats": ("muon", "adam"),
     }  # fmt: skip
