@@ -1,6 +1,6 @@
 """MADA in plain tensors, algorithm 1 of the paper with either order of its updates: read this first.
-The engine computes the same, faster. Not in here, and ignored among the options: other optimizers for the coefficients
-than SGD (hyper.py), scopes other than "global", states in bfloat16, skipping a gradient that is not finite.
+The engine computes the same, faster. Not in here: other optimizers for the coefficients than SGD (hyper.py) and other
+scopes than "global", which are refused; states in bfloat16 and skipping a gradient that is not finite, which are not.
 
 An optimizer of this family is a rule with coefficients q (rule.py). Step t, with g_t = grad f_t(x_{t-1}):
 
@@ -36,6 +36,8 @@ class Reference:
 
     def __init__(self, rule: Any, xs: Sequence[Tensor], lr: float = 1e-3, **options: Any) -> None:
         self.rule, self.options = rule, rule.check(lr, **options)
+        if (self.options.scope, self.options.hyper_optimizer, self.options.hyper_space) != ("global", "sgd", "linear"):
+            raise ValueError("the reference has the paper's algorithm alone: scope global, sgd in linear space")
         self.x = [x.detach().clone().requires_grad_() for x in xs]
         self.t = [0] * len(xs)  # gradients seen by each parameter
         kept = [field in self.options.fields for field in rule.State._fields]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from problem import groups, loss, parameters, set_lr, train
 
-from optim import MADA, Adam, Coefficient
+from optim import MADA, Adam, Coefficient, Reference
 
 RATES = {"sgd": 3e-3, "sign": 2e-3, "adam": 3e-3}
 START = {"beta1": 0.8, "beta2": 0.9, "beta3": 0.4, "rho": 0.6, "c": 0.7, "gamma": 0.5}
@@ -115,3 +115,9 @@ def test_a_logarithm_needs_what_is_above_zero() -> None:
 def test_one_rate_for_all() -> None:
     assert MADA.check(hyper_lr=1e-3).hyper_lr == dict.fromkeys(START, 1e-3)
     assert Adam.check(hyper_lr=1e-3).hyper_lr == dict.fromkeys(("beta1", "beta2"), 1e-3)  # it learns none by default
+
+
+@pytest.mark.parametrize("other", [{"scope": "tensor"}, {"hyper_optimizer": "sign"}, {"hyper_space": "log"}])
+def test_the_reference_refuses_what_it_does_not_have(other: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="the paper's algorithm alone"):
+        Reference(MADA, parameters(), **other)
