@@ -200,7 +200,7 @@ def verdict(difference: Paired, corrected: float) -> str:
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     found = {name: records[f"tuned/{name}"] for name in arms(scale) if f"tuned/{name}" in records}
     if not found:
-        return []
+        return [Text("No optimizer is tuned yet.")]
     labels = {name: arm.label for name, arm in arms(scale).items()}
     losses = {name: dict(zip(r["seeds"], r["val_loss"], strict=True)) for name, r in found.items()}
     base = losses.get(BASELINE, {})

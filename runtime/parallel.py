@@ -58,8 +58,7 @@ class World:
         text = str(error)
         if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", text):
             text = text.partition("DefaultCPUAllocator: ")[2] or text.partition(". GPU")[0]
-            who = f"rank {self.rank} is " if self.size > 1 else ""
-            return ConfigError(f"{who}out of memory ({text}): {memory.advice(batch_size)}")
+            return ConfigError(f"rank {self.rank} is out of memory ({text}): {memory.advice(batch_size)}")
         if self.size == 1 or not re.search("gloo|NCCL|Connection (closed|reset)", text):
             return error
         reason = text.partition("]")[2].partition(". This is")[0].strip() or text.splitlines()[0]

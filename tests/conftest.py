@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import small_run
 
 from data import preparation
 from data.tokenizer import CharTokenizer
@@ -33,17 +34,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     preparation.prepare(source, Path(folder))
     return str(folder)
-
-
-def small_run(corpus: str, out_dir: Path) -> list[str]:
-    """The command line of a run that takes seconds: MADA learning everything, dropout, two micro-batches a step."""
-    return [
-        f"--dataset={corpus}", f"--out_dir={out_dir}", "--n_layer=2", "--n_head=2", "--n_embd=16",
-        "--block_size=16", "--batch_size=4", "--gradient_accumulation_steps=2", "--dropout=0.1", "--max_iters=12",
-        "--eval_interval=6", "--eval_iters=10", "--log_interval=3", "--warmup_iters=4", "--learning_rate=1e-2",
-        "--min_lr=1e-3", "--optimizer=mada", "--hyper_momentum=0.5", "--device=cpu", "--compile=False",
-        "--hyper_lr={'beta1': 1e-2, 'beta2': 1e-2, 'beta3': 1e-2, 'rho': 1e-2, 'c': 1e-2, 'gamma': 1e-2}",
-    ]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from outcomes import without_seconds
-from processes import forked
+from processes import forked, small_run
 
 import cli
 import compare
@@ -56,8 +56,6 @@ sweep.Sweep.probe = lambda *_: 1.0
 @pytest.fixture(scope="module")
 def made(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two checkpoints, its data, its weights in Hugging Face's format, a text, and oddities."""
-    from conftest import small_run
-
     here = tmp_path_factory.mktemp("made")
     shutil.copytree(corpus, here / "data")
     run = ["train.py", *small_run(str(here / "data"), here / "run"), *HALF, "--max_iters=9"]
@@ -78,8 +76,6 @@ def made(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def base(name: str, here: Path, out: Path) -> list[str]:
     """A command that is right, to which one option is added."""
-    from conftest import small_run
-
     run = f"--out_dir={here / 'run'}"
     return {
         "train.py": [*small_run(str(here / "data"), out / "run"), "--max_iters=2", "--eval_iters=2"],
@@ -218,8 +214,6 @@ def users(here: Path) -> dict[str, list[list[str]]]:
 
 
 def train_command(here: Path) -> list[str]:
-    from conftest import small_run
-
     return small_run(str(here / "data"), here / "run")
 
 

@@ -58,7 +58,7 @@ def test_running_out_of_memory_is_reported_in_one_line(small: list[str], monkeyp
 
     monkeypatch.setattr(train, "accumulate", full)
     assert train.main(small) == 2
-    said = "train.py: out of memory (CUDA out of memory. Tried to allocate 1.24 GiB): lower batch_size=4, set --activ"
+    said = "train.py: rank 0 is out of memory (CUDA out of memory. Tried to allocate 1.24 GiB): lower batch_size=4, "
     assert capsys.readouterr().err.startswith(said)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_run
 from outcomes import ends_equal, without_seconds
+from processes import small_run
 
 import sample
 import train
