@@ -26,7 +26,8 @@ from . import small
 from .experiment import Computation, Experiment, Record
 from .microbatch import STILL
 
-START, HYPER_LR, EVERY = 0.95, 2.5e-3, 20  # of w; steps between two finite comparisons
+START, EVERY = 0.95, 20  # of w; steps between two finite comparisons
+HYPER_LR = 0.25  # h is about 0.005: at the paper's 0.0025 w would take 100,000 steps from one end to the other
 
 
 def noise(g: Tensor, t: Tensor) -> Tensor:
@@ -124,12 +125,11 @@ def mixture(end: End) -> type[RuleOptimizer]:
 
 # ------------------------------------------------------------------------------------------------------------- runs
 
-SIZES = {12: (1, 2, 3), 48: (1, 2, 3)}  # sequences a step: seeds
-TUNED = 8e-3  # Adam's, at 48 sequences (experiment "tuned")
-RATES = (TUNED / 4, TUNED, TUNED * 2)
+TUNED = 8e-3  # Adam's learning rate in the experiment "tuned", of a somewhat wider model
+SEEDS = {24: {0.25: 3, 1.0: 10, 2.0: 3}, 96: {1.0: 3, 2.0: 3}}  # sequences a step: {times TUNED: number of seeds}
 SETUP = {
-    "model": {"n_layer": 2, "n_head": 3, "n_embd": 48, "bias": False, "vocab_multiple": 64},
-    "block_size": 64, "steps": 300, "warmup": 30, "weight_decay": 0.1, "rates": RATES, "beta1": 0.9, "beta2": 0.99,
+    "model": {"n_layer": 2, "n_head": 4, "n_embd": 80, "bias": False, "vocab_multiple": 64},
+    "block_size": 32, "steps": 300, "warmup": 30, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99,
 }  # fmt: skip
 
 
@@ -137,17 +137,18 @@ def runs(scale: str) -> Sequence[Computation]:
     if scale != "laptop":
         return ()
     return [Computation(f"placebo/{name}-{batch}", scale, "placebo", compute,
-                        SETUP | {"end": name, "batch_size": batch, "seeds": seeds}, minutes=2.5 if batch == 12 else 5.0)
-            for batch, seeds in SIZES.items() for name in ["none", *ENDS]]  # fmt: skip
+                        SETUP | {"end": name, "batch_size": batch, "hyper_lr": HYPER_LR,
+                                 "seeds": {f"{factor * TUNED:g}": n for factor, n in seeds.items()}}, minutes=6.0)
+            for batch, seeds in SEEDS.items() for name in ["none", *ENDS]]  # fmt: skip
 
 
 def compute(settings: Mapping[str, Any]) -> Record:
-    """{rate: columns over the seeds}. The end "none" is Adam alone."""
+    """{learning rate: columns over the seeds 1, 2, ...}. The end "none" is Adam alone."""
     rows: dict[str, dict[str, list[float]]] = {}
-    for lr in settings["rates"]:
-        for seed in settings["seeds"]:
-            for name, value in train(settings, lr, seed).items():
-                rows.setdefault(f"{lr:g}", {}).setdefault(name, []).append(value)
+    for lr, n in settings["seeds"].items():
+        for seed in range(1, n + 1):
+            for name, value in train(settings, float(lr), seed).items():
+                rows.setdefault(lr, {}).setdefault(name, []).append(value)
     return {"rows": rows}
 
 
@@ -156,7 +157,7 @@ def train(settings: Mapping[str, Any], lr: float, seed: int) -> dict[str, float]
     alone = settings["end"] == "none"
     rule = mixture(ENDS["zero" if alone else settings["end"]])
     fixed = {"beta1": settings["beta1"], "beta2": settings["beta2"], "w": 1.0 if alone else START}
-    learned = {"w": STILL if alone else HYPER_LR, "a": STILL, "o": STILL}
+    learned = {"w": STILL if alone else settings["hyper_lr"], "a": STILL, "o": STILL}
 
     def make(model: GPT) -> RuleOptimizer:
         groups = model.param_groups(settings["weight_decay"])
@@ -210,12 +211,12 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             continue
         base = records.get(f"placebo/none-{record['settings']['batch_size']}", {}).get("rows", {})
         for lr, columns in record["rows"].items():
-            seeds = record["settings"]["seeds"]
-            alone = dict(zip(seeds, base[lr]["val_loss"], strict=True)) if lr in base else {}
-            cost = paired(alone, dict(zip(seeds, columns["val_loss"], strict=True)))
+            n = record["settings"]["seeds"][lr]
+            alone = dict(enumerate(base[lr]["val_loss"])) if lr in base else {}
+            cost = paired(alone, dict(enumerate(columns["val_loss"])))
             rows.append([
                 f"{ENDS[end].label}{'' if ENDS[end].real else ' (placebo)'}", str(record["settings"]["batch_size"]),
-                f"{float(lr) / TUNED:g}", str(len(seeds)), mean_and_spread(columns["w"], 3), str(cost or ""),
+                f"{float(lr) / TUNED:g}", str(n), mean_and_spread(columns["w"], 3), str(cost or ""),
                 *(f"{1e3 * mean(columns[f'h_{part}']):+.3f}" for part in ("a", "o")),
                 f"{1e3 * mean(columns['finite']):+.3f}", f"{mean(columns['finite_share']):.0%}",
             ])  # fmt: skip

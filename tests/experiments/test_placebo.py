@@ -8,7 +8,8 @@ from optim import Adam
 
 SMALL = placebo.SETUP | {
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "bias": False, "vocab_multiple": 1},
-    "block_size": 8, "batch_size": 4, "steps": 40, "warmup": 4, "seeds": (1,), "rates": (0.01,),
+    "block_size": 8, "batch_size": 4, "steps": 40, "warmup": 4, "seeds": {"0.01": 1},
+    "hyper_lr": placebo.HYPER_LR,
 }  # fmt: skip
 
 
