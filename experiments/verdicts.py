@@ -58,10 +58,20 @@ def laptop(module: Any) -> dict[str, Record]:
     return without_diverged(records(module.runs("laptop")))[0]
 
 
+def size(found: Mapping[str, Record]) -> str:
+    """Of the models that these runs trained."""
+    record = next(iter(found.values()))
+    config = record["config"]
+    tokens = config["batch_size"] * config["gradient_accumulation_steps"] * config["block_size"]
+    return f"{record['parameters']:,} parameters, {tokens:,} tokens a step, {config['max_iters']:,} steps"
+
+
 def of_language_models() -> Iterator[Verdict]:
-    found = language.by_row(laptop(table2) | laptop(seeds))
-    losses, paper = final_losses(found, "val_loss"), language.PAPER_LOSS
-    scale = "0.8M parameters, 768 tokens a step, one untuned rate"
+    runs = laptop(table2) | laptop(seeds)
+    if not runs:
+        return
+    losses, paper = final_losses(language.by_row(runs), "val_loss"), language.PAPER_LOSS
+    scale = f"{size(runs)}, one untuned rate"
     claims = {
         ("mada", "adam"): "MADA ends below Adam (table 2)",
         ("mada_rho0", "adam"): "MADA from AVGrad ends below Adam (table 6)",
@@ -80,21 +90,26 @@ def of_language_models() -> Iterator[Verdict]:
 def of_other_tables() -> Iterator[Verdict]:
     yield Verdict("MADA's perplexities on other texts are lower (table 3)", "61.25, Adam 63.85 on Wikitext", "",
                   "models of this size have perplexities above 2,000 there", "not testable here")  # fmt: skip
-    losses = final_losses(by_seed(laptop(table4), "finetune/"), "loss_on_train")
-    yield from between("Fine-tuned with MADA, the training loss is lower (table 4)",
-                       PAPER["table4"]["mada"] - PAPER["table4"]["adam"], losses, "mada", "adam",
-                       "a small model of our own, not GPT-2 XL")  # fmt: skip
+    if tuned_ones := laptop(table4):
+        parameters = next(iter(tuned_ones.values()))["parameters"]
+        yield from between("Fine-tuned with MADA, the training loss is lower (table 4)",
+                           PAPER["table4"]["mada"] - PAPER["table4"]["adam"],
+                           final_losses(by_seed(tuned_ones, "finetune/"), "loss_on_train"), "mada", "adam",
+                           f"{parameters:,} parameters of our own, not GPT-2 XL")  # fmt: skip
     for model, name in table5.NAMES.items():
-        accuracy = final_losses(by_seed(laptop(table5), f"cifar/{model}-"), "accuracy")
-        theirs = PAPER["table5"][model]["mada"][0] - PAPER["table5"][model]["adam"][0]
-        yield from between(f"MADA's accuracy on CIFAR-10 is higher, {name} (table 5)", theirs, accuracy, "mada", "adam",
-                           "4 epochs, fewer images, percent", 2)  # fmt: skip
+        if found := by_seed(laptop(table5), f"cifar/{model}-"):
+            settings = next(iter(found["adam"].values()))["settings"]
+            theirs = PAPER["table5"][model]["mada"][0] - PAPER["table5"][model]["adam"][0]
+            yield from between(f"MADA's accuracy on CIFAR-10 is higher, {name} (table 5)", theirs,
+                               final_losses(found, "accuracy"), "mada", "adam",
+                               f"{settings['epochs']} epochs of {settings['images']:,} images, percent", 2)  # fmt: skip
 
 
 def of_coefficients() -> Iterator[Verdict]:
     found = laptop(regime)
     if not found:
         return
+    parameters = next(iter(found.values()))["parameters"]
     outcomes = regime.compare(regime.by_start(found), regime.fractions(found))[1]
     for batch in (min(outcomes), max(outcomes)):
         each = outcomes[batch]
@@ -104,19 +119,20 @@ def of_coefficients() -> Iterator[Verdict]:
             "The coefficients go where figures 5 to 7 show",
             f"{len(each)} changes from step 0 to the end",
             f"{agree} of {len(each)} with the authors' sign in every seed",
-            f"61,728 parameters, {batch} sequences a step, n = {n}",
+            f"{parameters:,} parameters, {batch} sequences a step, n = {n}",
             SIGN if agree == len(each) else CONTRADICTED,
         )
 
 
 def of_figure8() -> Iterator[Verdict]:
-    laptop_grid = figure8.losses("laptop", laptop(figure8))
+    runs = laptop(figure8)
+    laptop_grid = figure8.losses("laptop", runs)
     if laptop_grid["Adam"].size and not any((grid != grid).any() for grid in laptop_grid.values()):
         spans = {name: float(grid.max() - grid.min()) for name, grid in laptop_grid.items()}
         yield Verdict("MADA's final training loss depends less on the initial betas (figure 8)",
                       "0.63 to 0.79, Adam 0.60 to 0.94",
                       f"highest minus lowest: {spans['MADA']:.4f}, Adam {spans['Adam']:.4f}",
-                      "61,728 parameters, 12 points, n = 1",
+                      f"{size(runs)}, {laptop_grid['MADA'].size} points, n = 1",
                       SIGN if spans["MADA"] < spans["Adam"] else CONTRADICTED)  # fmt: skip
     gpu = records(figure8.runs("gpu"))
     theirs = PAPER["figure8_grid"]["adam"]
@@ -170,7 +186,7 @@ def of_cost() -> Iterator[Verdict]:
         [ratio] = [row["adamw"][0] for row in record["rows"] if row["optimizer"] == "mada"]
         theirs = paper["mada"][0] / paper["adam"][0]
         yield Verdict("An iteration with MADA costs this many of Adam's (appendix D)", f"{theirs:.2f}", f"{ratio:.2f}",
-                      "0.8M parameters, two cores",
+                      f"{record['parameters']:,} parameters, {record['device']}",
                       "contradicted: less" if ratio < 0.9 * theirs else REPRODUCED)  # fmt: skip
 
 
