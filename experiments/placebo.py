@@ -127,10 +127,8 @@ def mixture(end: End) -> type[RuleOptimizer]:
 
 TUNED = 8e-3  # Adam's learning rate in the experiment "tuned", of a somewhat wider model
 SEEDS = {24: {0.25: 3, 1.0: 10, 2.0: 3}, 96: {1.0: 3, 2.0: 3}}  # sequences a step: {times TUNED: number of seeds}
-SETUP = {
-    "model": {"n_layer": 2, "n_head": 4, "n_embd": 80, "bias": False, "vocab_multiple": 64},
-    "block_size": 32, "steps": 300, "warmup": 30, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99,
-}  # fmt: skip
+SETUP = {"model": small.MODEL, "block_size": 32, "steps": 300, "warmup": 30, "weight_decay": 0.1, "beta1": 0.9,
+         "beta2": 0.99}  # fmt: skip
 
 
 def runs(scale: str) -> Sequence[Computation]:

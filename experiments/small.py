@@ -15,6 +15,8 @@ from .training_loss import mean_loss
 
 Batch = tuple[Tensor, Tensor]
 
+MODEL = {"n_layer": 2, "n_head": 4, "n_embd": 80, "bias": False, "vocab_multiple": 64}
+
 
 def rate(step: int, settings: Mapping[str, Any]) -> float:
     """Linear warm-up, then a cosine, as train.py has it."""

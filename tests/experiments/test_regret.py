@@ -5,7 +5,7 @@ import math
 import pytest
 
 import train
-from experiments import regret, small, tuned
+from experiments import regret, small
 from optim import Adam
 
 SMALL = regret.SETUP | {
@@ -37,13 +37,14 @@ def test_a_run_that_diverged_is_no_number_between() -> None:
     assert regret.quantiles([0.3, 0.1, 0.2]) == ["+0.2000", "+0.3000", "+0.3000"]
 
 
-def test_the_report_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = {0.008: [2.0], 0.016: [None]}
-    grid = [{"point": {"learning_rate": rate}, "val_loss": its} for rate, its in losses.items()]
-    adam = {"optimum": {"learning_rate": "0.008"}, "grid": grid}
-    monkeypatch.setattr(tuned, "load", lambda scale, arm: adam)
+def test_the_report_shows_them() -> None:
     runs = regret.runs("laptop")
-    assert len(runs) == 16 and {run.settings["learning_rate"] for run in runs} == {0.002, 0.004, 0.008, 0.016}
-    records = {run.name: {"losses": [2.1] * 19 + [None]} for run in runs if "adam" in run.name}
-    table = regret.show("laptop", records)[1]
-    assert ["Adam", "all", "+0.1000", "+0.1000", "diverged"] in table.rows
+    assert len(runs) == 16
+    records = {run.name: {"losses": [2.1] * 19 + [None]} for run in runs if "/adam-" in run.name}
+    records["regret/adam-0.008"] = {"losses": [2.0] * 20}
+    records["regret/mada-0.002"] = {"losses": [1.9] * 20}
+    rows = regret.show("laptop", records)[1].rows
+    assert ["Adam", "0.008", "+0.0000", "+0.0000", "+0.0000"] in rows
+    assert ["Adam", "all", "+0.1000", "+0.1000", "diverged"] in rows
+    assert ["MADA", "0.002", "-0.1000", "-0.1000", "-0.1000"] in rows
+    assert not any(row[:2] == ["MADA", "all"] for row in rows)
