@@ -17,4 +17,3 @@ min_lr = 4e-4
 warmup_iters = 50
 log_interval = 10
 eval_interval = 250
-compile = False  # too small for it to pay; to find out whether there is a compiler takes 3 seconds

@@ -4,11 +4,11 @@ The word follows from the numbers: an interval of the difference on the paper's 
 other side "contradicted", around 0 "not seen". "Reproduced" is kept for what is done here as in the paper.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from study.page import Block, Table, Text
-from study.statistics import FEW, Losses, Paired, paired, pooled, signed_rank
+from study.statistics import FEW, Losses, Paired, mean, paired, pooled, signed_rank
 
 from . import (
     appendix_d,
@@ -16,9 +16,11 @@ from . import (
     figure8,
     figure9,
     language,
+    placebo,
     proposition1,
     regime,
     seeds,
+    small,
     table2,
     table4,
     table5,
@@ -215,8 +217,40 @@ def of_tuning() -> Iterator[Verdict]:
                           f"no, equal within {tuned.EQUAL}" if equal else verdict)  # fmt: skip
 
 
+def of_placebos() -> Iterator[Verdict]:
+    """Of the runs at Adam's tuned rate and the smaller batch."""
+    batch, rate = min(placebo.SEEDS), f"{placebo.TUNED:g}"
+    found = {name.removeprefix("placebo/").removesuffix(f"-{batch}"): record["rows"][rate]
+             for name, record in laptop(placebo).items() if name.endswith(f"-{batch}")}  # fmt: skip
+    if found.keys() != {"none", *placebo.ENDS}:
+        return
+    of = {name: found[name] for name in placebo.ENDS}
+    where = f"width {small.MODEL['n_embd']}, {placebo.SETUP['steps']} steps, n = {len(found['none']['w'])}"
+    last = {name: mean(columns["w"]) for name, columns in of.items()}
+    real, worthless = ([name for name, end in placebo.ENDS.items() if end.real is kind] for kind in (True, False))
+
+    def listed(values: Mapping[str, str], names: Sequence[str]) -> str:
+        return ", ".join(f"{placebo.ENDS[name].label} {values[name]}" for name in names)
+
+    shown = {name: f"{w:.3f}" for name, w in last.items()}
+    yield Verdict("A hypergradient leaves Adam for a better end rather than for a worthless one (ours)", "",
+                  f"Adam's weight, from {placebo.START}, ends at: {listed(shown, real)}; {listed(shown, worthless)}",
+                  where, "yes" if max(last[n] for n in real) < min(last[n] for n in worthless) else "no")  # fmt: skip
+    alone = dict(enumerate(found["none"]["val_loss"]))
+    lowest = min(worthless, key=lambda name: last[name])
+    cost = paired(alone, dict(enumerate(of[lowest]["val_loss"])))
+    assert cost is not None
+    yield Verdict(f"... without harm ({placebo.ENDS[lowest].label}, minus Adam alone)", "", str(cost), where,
+                  "no, worse" if cost.low > 0 else "yes" if cost.high < 0 else "not seen")  # fmt: skip
+    shares = {name: mean(columns["finite_share"]) for name, columns in of.items()}
+    percent = {name: f"{share:.0%}" for name, share in shares.items()}
+    yield Verdict("The next batch's loss after a step along one end alone tells them apart (ours)", "",
+                  f"Adam's is lower in: {listed(percent, real)}; {listed(percent, worthless)}", where,
+                  "yes" if max(shares[n] for n in real) < min(shares[n] for n in worthless) else "no")  # fmt: skip
+
+
 PARTS: tuple[Callable[[], Iterator[Verdict]], ...] = (
-    of_tuning, of_language_models, of_other_tables, of_coefficients, of_figure8, of_theory, of_cost,
+    of_tuning, of_placebos, of_language_models, of_other_tables, of_coefficients, of_figure8, of_theory, of_cost,
 )  # fmt: skip
 
 
