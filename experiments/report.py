@@ -52,7 +52,7 @@ def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list
     overview, linked = render(Table(header, [state(experiment) for experiment in experiments]), figures)
     for e in experiments:
         title = html.escape(e.title)
-        linked = linked.replace(f"<td>{title}</td>", f'<td><a href="#{e.name}">{title}</a></td>')
+        linked = linked.replace(f">{title}</td>", f'><a href="#{e.name}">{title}</a></td>')
     parts = [(f"# {TITLE}", f"<h1>{TITLE}</h1>"), *((words, f"<p>{rich(words)}</p>") for words in OPENING),
              ("## Verdicts", "<h2>Verdicts</h2>"), *(render(block, figures) for block in verdicts.show()),
              ("## What is recorded", "<h2>What is recorded</h2>"), (overview, f"{linked}\n")]  # fmt: skip

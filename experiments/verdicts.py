@@ -261,4 +261,5 @@ def show() -> list[Block]:
         "the second. `sign reproduced`: the 95% interval lies on the paper's side of 0; `contradicted`: on the other; "
         "`not seen`: around 0. But for what has the paper's own size, all is about models thousands of times smaller."
     )
-    return [Text(words), Table(["claim", "the paper", "found here", "where", "verdict"], [[*row] for row in rows])]
+    header = ["claim", "verdict", "found here", "the paper", "where"]
+    return [Text(words), Table(header, [[v.claim, v.word, v.found, v.paper, v.scale] for v in rows])]

@@ -21,10 +21,13 @@ h2 { margin-top: 3rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 figcaption { color: #555; font-size: .9rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
-th { vertical-align: bottom; } td { white-space: nowrap; }
+th { vertical-align: bottom; } td { white-space: nowrap; } td.words { white-space: normal; min-width: 8rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; white-space: normal; min-width: 11rem; }
 @media (max-width: 40rem) { body { margin: 1rem auto; } h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; }
-       th:first-child, td:first-child { min-width: 7rem; } }
+       table, tbody, tr, td { display: block; } th { display: none; } tr { padding: .5rem 0; border-top: 1px solid #999; }
+       td, td.words, td:first-child { white-space: normal; border: 0; padding: .1rem 0; }
+       td:first-child { font-weight: bold; } td:not(:first-child, :empty)::before { content: attr(data-column) ": ";
+       color: #555; } }
 """
 
 
@@ -75,6 +78,12 @@ def markdown_table(table: Table) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(table.header), *lines[1:]])
 
 
+def _cell(column: str, text: str) -> str:
+    """On a narrow screen its column is written before it; long text may wrap."""
+    words = ' class="words"' if len(text) > 24 else ""
+    return f'<td{words} data-column="{html.escape(column)}">{html.escape(text)}</td>'
+
+
 def render(block: Block, picture_path: Path) -> tuple[str, str]:
     """Markdown and HTML of one block; a figure is also written to `picture_path`, which the Markdown names as
     FOLDER/NAME.png, relative to the folder above."""
@@ -82,7 +91,7 @@ def render(block: Block, picture_path: Path) -> tuple[str, str]:
         return block.words, f"<p>{rich(block.words)}</p>"
     if isinstance(block, Table):
         tagged = ["".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)]
-        tagged += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in block.rows]
+        tagged += ["".join(map(_cell, block.header, row)) for row in block.rows]
         body = "".join(f"<tr>{row}</tr>" for row in tagged)
         return markdown_table(block), f'<div class="wide"><table>{body}</table></div>'
     png = picture(block)

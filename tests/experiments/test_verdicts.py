@@ -147,7 +147,7 @@ def test_every_number_of_the_verdicts_follows_from_the_records(page: list[list[s
 
 def test_a_verdict_is_what_its_interval_says(page: list[list[str]]) -> None:
     judged = 0
-    for _, paper, found, _, verdict in page:
+    for _, verdict, found, paper, _ in page:
         match = re.search(r"\[([-+.\d]+), ([-+.\d]+)\]", found)
         if match and paper:
             low, high, theirs = float(match[1]), float(match[2]), float(paper)

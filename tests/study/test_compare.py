@@ -109,7 +109,7 @@ def test_steps_and_seconds_to_the_baselines_loss_are_interpolated(runs: Path, tm
 def test_the_page_needs_no_other_file_and_shows_the_picture(runs: Path, tmp_path: Path) -> None:
     comparison.write([runs], tmp_path / "out")
     page = (tmp_path / "out/compare.html").read_text()
-    assert "data:image/png;base64," in page and "://" not in page and "<td>mada</td>" in page
+    assert "data:image/png;base64," in page and "://" not in page and ">mada</td>" in page
     assert (tmp_path / "out/compare.png").stat().st_size > 10_000
 
 
