@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 
 from runtime.figure import COEFFICIENTS, SYMBOLS
 from study.page import Block, Figure, Table, Text
-from study.statistics import mean
+from study.statistics import mean, paired, pooled
 
 from . import language
-from .experiment import PAPER, Experiment, Record, Training, by_seed
+from .experiment import PAPER, Experiment, Record, Training, by_seed, final_losses
 from .figure5 import TITLES
 
 STARTS = ("mada_rho0", "mada_poor", "mada")  # of figures 5, 6, 7
+BASELINES = ("adam", "avgrad", "adam_poor")  # what they are compared with
+PAIRS = (("mada_rho0", "avgrad"), ("mada_rho0", "adam"), ("mada_poor", "adam_poor"), ("mada", "adam"),
+         ("avgrad", "adam"))  # fmt: skip
 BATCHES = {12: (0.5, (1, 2, 3)), 48: (1.0, (1, 2, 3)), 256: (4.0, (1, 2, 3))}  # sequences: minutes a run, seeds
 AUTHORS: dict[str, Any] = PAPER["coefficients"]  # released with their code: values at `steps` of 100,000
 STEPS = (100, 300, 500)
@@ -49,8 +52,25 @@ def runs(scale: str) -> Sequence[Training]:
                  {"seed": seed, "batch_size": batch}, minutes=minutes)
         for batch, (minutes, seeds) in BATCHES.items()
         for seed in seeds
-        for start in STARTS
+        for start in (*STARTS, *BASELINES)
     ]  # fmt: skip
+
+
+def losses_at(records: Mapping[str, Record], batch: int) -> dict[str, dict[int, float]]:
+    """{row: {seed: final validation loss}} of the runs at a batch."""
+    found = final_losses(by_seed(records, "regime/"), "val_loss")
+    return {name: found[key] for name in (*STARTS, *BASELINES) if (key := f"{name}-{batch}") in found}
+
+
+def losses(records: Mapping[str, Record]) -> Table:
+    """Table 2's comparisons at each batch."""
+    at = {batch: losses_at(records, batch) for batch in BATCHES}
+    rows = []
+    for key, against in PAIRS:
+        cells = [paired(its.get(against, {}), its.get(key, {}), shared=pooled(its, "adam")) for its in at.values()]
+        if any(cells):
+            rows.append([language.pair_label(key, against), *(str(cell or "") for cell in cells)])
+    return Table(["pair, paired over seeds", *(f"{batch} sequences" for batch in BATCHES)], rows)
 
 
 def change(curves: Curves, name: str, step: float) -> float:
@@ -160,7 +180,10 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         Text(f"At {', '.join(f'{part:.0%}' for part in FRACTIONS)} of the run, of {steps:,} steps and of {total:,}:"),
         Table(header, by_fraction),
         figure(found, steps),
-    ]
+        Text("Final validation losses at each batch, the first minus the second (at one learning rate, tuned for none; "
+             "spread pooled over the rows of a batch):"),
+        losses(records),
+    ]  # fmt: skip
 
 
 def figure(found: Found, steps: int) -> Figure:

@@ -113,6 +113,12 @@ def of_coefficients() -> Iterator[Verdict]:
         return
     parameters = next(iter(found.values()))["parameters"]
     outcomes = regime.compare(regime.by_start(found), regime.fractions(found))[1]
+    batch = max(outcomes)
+    scale = f"{size({name: r for name, r in found.items() if f'-{batch}-' in name})}, one untuned rate"
+    for key, against in regime.PAIRS:
+        yield from between(f"At {batch} sequences: {language.pair_label(key, against)}",
+                           language.PAPER_LOSS[key] - language.PAPER_LOSS[against], regime.losses_at(found, batch),
+                           key, against, scale)  # fmt: skip
     for batch in (min(outcomes), max(outcomes)):
         each = outcomes[batch]
         agree = sum(o.same == o.n for o in each)
