@@ -166,6 +166,32 @@ def test_a_foreign_state_is_refused_and_changes_nothing(foreign, message: str) -
     assert all(map(torch.equal, before, [v for p in params for v in optimizer.state[p].values()]))
 
 
+SPOILED = {
+    "no step": lambda state: state["state"][4].pop("step"),
+    "no learning rate applied": lambda state: state["state"][4].pop("lr_applied"),
+    "an empty step": lambda state: state["state"][4].update(step=torch.zeros(0)),
+    "no state": lambda state: state["state"].pop(4),
+    "learned values of other groups": lambda state: state["param_groups"][1].update(q_applied=torch.ones(2, 6)),
+    "a coefficient of another shape": lambda state: state["param_groups"][1].update(beta1=torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_spoiled_state_is_refused_before_anything_is_copied(how: str) -> None:
+    params, others = parameters(), parameters()
+    optimizer, theirs = MADA(groups(params), **OPTIONS), MADA(groups(others), **OPTIONS)
+    run(theirs, others, range(1, 4))
+    spoiled = copy.deepcopy(theirs.state_dict())
+    SPOILED[how](spoiled)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"MADA: .* does not fit"):
+        optimizer.load_state_dict(spoiled)
+    after = optimizer.state_dict()
+    for i in range(5):
+        assert all(torch.equal(before["state"][i][k], v) for k, v in after["state"][i].items())
+    assert all(own["beta1"] == 0.9 for own in after["param_groups"])
+
+
 def work(rank: int, ranks: int, folder: str, port: int) -> None:
     """Sharded by FSDP2: save after 4 steps, or, where that is saved, load and go on."""
     import torch.distributed.checkpoint as dcp
