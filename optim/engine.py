@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from . import options, saved
 from .check import probe, refuse_inside_zero
 from .compiled import CompiledPass
-from .flat import COLUMNS, Bucket, Kind, name_of, overlapping, own_storage, share
+from .flat import COLUMNS, Bucket, Kind, has_others_memory, name_of, overlapping, own_storage, share
 from .options import Options, refuse_outside
 from .rule import Coefficient
 from .step import Scalars, Step
@@ -125,6 +125,7 @@ class RuleOptimizer(Optimizer):
         self._device = parameters[0].device if parameters else torch.device("cpu")
         self._values = Values(asked, self.advance.__qualname__, lr, self._device)
         self._compiled = sum(p.numel() for p in parameters) >= COMPILE_FROM if compile is None else compile
+        self.laid_out = 0  # how often anything that a step reads or writes came to lie elsewhere in memory
         self._prepare()
         self._refuse_disagreement()
         self._lay_out()
@@ -193,6 +194,7 @@ class RuleOptimizer(Optimizer):
             for k in self.state[p].keys() & before.keys():
                 self.state[p][k].copy_(before[k])
         self._layout = self._current_layout()
+        self.laid_out += 1
         self._follow_values()
 
     def _named(self, action: Callable[[], Any]) -> Any:
@@ -208,12 +210,17 @@ class RuleOptimizer(Optimizer):
         groups = [(id(g), str((g.get("hyper_lr"), g.get("box"))), [*map(id, g["params"])]) for g in self.param_groups]
         return groups, len(state), [[*map(id, state.get(p, {}).values())] for b in self.buckets for p in b.params]
 
+    @torch.no_grad()
     def _follow_edits(self) -> None:
         """Take over what was edited since the last step: groups, parameters, state, coefficients."""
-        if self._current_layout() != self._layout:
-            self._lay_out()
-        else:
-            self._follow_values()
+        displaced = [bucket for bucket in self.buckets if bucket.displaced()]
+        theirs = any(has_others_memory(p) for bucket in displaced for p in bucket.params)
+        if theirs or self._current_layout() != self._layout:
+            return self._lay_out()
+        for bucket in displaced:
+            bucket.adopt()
+        self.laid_out += bool(displaced)
+        self._follow_values()
 
     def _follow_values(self) -> None:
         if self._named(self._values.follow):
@@ -234,8 +241,7 @@ class RuleOptimizer(Optimizer):
         if set_to_none:
             super().zero_grad(set_to_none=True)
         else:
-            with torch.no_grad():
-                self._follow_edits()
+            self._follow_edits()
             for bucket in self.buckets:
                 bucket.attach_gradients()
 
@@ -275,9 +281,9 @@ class RuleOptimizer(Optimizer):
         return loss
 
     def sync_param_groups(self) -> None:
-        """Copy what was written into the groups to the device, as `step` does. All that a step reads and writes stays
-        where it is in memory, so that a CUDA graph of it can be replayed after this."""
-        self._follow_values()
+        """Copy what was written into the groups to the device, as `step` does. A CUDA graph of it can be replayed after
+        this, as long as `laid_out` is what it was."""
+        self._follow_edits()
         for b in self.buckets:
             b.sync_param_groups()
 
@@ -359,7 +365,8 @@ class RuleOptimizer(Optimizer):
         scheduler wrapped, as in torch.optim."""
         self._follow_edits()
         made_by_torch = super().__getstate__() | {"state": defaultdict(dict)}  # the buckets hold the state
-        ours = ("options", "learned", "fixed", "fields", "buckets", "_device", "_values", "_needs_norm", "_compiled")
+        ours = ("options", "learned", "fixed", "fields", "buckets", "laid_out", "_device", "_values", "_needs_norm",
+                "_compiled")  # fmt: skip
         return made_by_torch | {k: self.__dict__[k] for k in ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

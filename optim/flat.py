@@ -33,17 +33,28 @@ class Kind(NamedTuple):
 
 
 def has_others_memory(p: Any) -> bool:
-    """Whether a parameter has to stay where it is: FSDP's, in memory shared by processes, or a part of a tensor."""
+    """Whether a parameter has to stay where it is: FSDP's, a part of a tensor, in memory shared by processes, or in
+    memory that NumPy has too (where torch may not resize it: also what torch.load read, which only costs a copy)."""
     if hasattr(p, "to_local"):
         return True
-    shared = p.device.type == "cpu" and p.is_shared()  # on a GPU every tensor may be shared
-    return shared or (p.device.type != "meta" and p.untyped_storage().nbytes() > p.nbytes)
+    storage = p.untyped_storage()
+    if p.device.type == "cpu" and (p.is_shared() or not (storage.resizable() or hasattr(storage, "of_a_bucket"))):
+        return True  # on a GPU every tensor may be shared
+    return p.device.type != "meta" and storage.nbytes() > p.nbytes
 
 
 def own_storage(view: Tensor) -> Tensor:
     """The same memory, as a tensor with a storage object of its own. Whatever tells tied tensors by their storage
     (safetensors, accelerate) or saves whole storages (torch.save) sees one parameter, not the matrix around it."""
-    return view if view.device.type == "meta" else torch.from_dlpack(view)
+    if view.device.type == "meta":
+        return view
+    alone = torch.from_dlpack(view)
+    alone.untyped_storage().of_a_bucket = True  # type: ignore[attr-defined]
+    return alone
+
+
+def place(p: Tensor) -> tuple[Any, ...]:
+    return p.data_ptr(), p.stride(), p.shape
 
 
 def overlapping(params: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -170,7 +181,7 @@ class Bucket:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles. The parameters are there, so x is not; nor are gradients, as in copies of a model."""
         rows = self.rows._replace(x=torch.empty_like(self.x, device="meta"), g=torch.empty_like(self.g, device="meta"))
-        dropped = dict.fromkeys(("x_views", "g_views", "gradients"))
+        dropped = dict.fromkeys(("x_views", "g_views", "gradients", "places"))
         return self.__dict__ | dropped | {"rows": rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -187,31 +198,32 @@ class Bucket:
         self.x_views = [own_storage(self.view(self.x, i)) for i in range(len(self.params))]
         self.g_views = [self.view(self.g, i) for i in range(len(self.params))]
         self.gradients = [whole(view, p) for view, p in zip(self.g_views, self.params, strict=True)]
+        self.places = [place(view) for view in self.x_views]  # not read later: a storage can move to shared memory
 
     def view(self, matrix: Tensor, i: int) -> Tensor:
         """What belongs to parameter i in a matrix, in its shape and, where it was dense, its strides."""
         return matrix[self.spans[i][0] :].as_strided(part(self.params[i]).shape, self.strides[i])
 
+    def displaced(self) -> bool:
+        """Whether a parameter that was made a view of x is elsewhere: its `.data` was replaced, or it is shared now."""
+        return not self.copied and [*map(place, self.params)] != self.places
+
     def adopt(self) -> None:
-        """Copy to x what is not a view of it. Where a parameter's `.data` was replaced, x moves to new memory: others
-        may hold the old one, such as a moving average that changed places with the weights."""
-        places = zip(self.params, self.x_views, strict=True)
-        if self.copied:
-            self._move()
-        elif any((p.data_ptr(), p.stride(), p.shape) != (v.data_ptr(), v.stride(), v.shape) for p, v in places):
-            for p, view in zip(self.params, self.x_views, strict=True):
-                was, now = ((v.device, v.dtype, v.shape) for v in (view, p))
-                if was != now:
-                    raise RuntimeError(
-                        f"{self.name_of(p)} is on {now[0]}, {now[1]}, {tuple(now[2])} but was on {was[0]}, {was[1]}, "
-                        f"{tuple(was[2])} when its optimizer was made: change the model first, then make the optimizer"
-                    )
-            if both := overlapping(self.params):
-                raise RuntimeError(f"{' and '.join(map(self.name_of, both))} were tied after their optimizer was made: "
-                                   "tie the model first, then make the optimizer")  # fmt: skip
-            self.rows = self.rows._replace(x=torch.zeros_like(self.x))
-            self._view_rows()
-            self._move()
+        """Make them views again, of new memory: others may hold the old one, such as a moving average that changed
+        places with the weights."""
+        for p, view in zip(self.params, self.x_views, strict=True):
+            was, now = ((v.device, v.dtype, v.shape) for v in (view, p))
+            if was != now:
+                raise RuntimeError(
+                    f"{self.name_of(p)} is on {now[0]}, {now[1]}, {tuple(now[2])} but was on {was[0]}, {was[1]}, "
+                    f"{tuple(was[2])} when its optimizer was made: change the model first, then make the optimizer"
+                )
+        if both := overlapping(self.params):
+            raise RuntimeError(f"{' and '.join(map(self.name_of, both))} were tied after their optimizer was made: "
+                               "tie the model first, then make the optimizer")  # fmt: skip
+        self.rows = self.rows._replace(x=torch.zeros_like(self.x))
+        self._view_rows()
+        self._move()
 
     def _move(self) -> None:
         if self.params:
@@ -230,7 +242,8 @@ class Bucket:
 
     def gather(self) -> None:
         """Copy parameters and gradients that are not views of x and g there, and note which have a gradient."""
-        self.adopt()
+        if self.copied:
+            self._move()
         sources, targets = [], []
         for p, gradient, view in zip(self.params, self.gradients, self.g_views, strict=True):
             if p.grad is not None and p.grad is not gradient:

@@ -33,7 +33,8 @@ class Hyper(NamedTuple):
 def update_coefficients(
     options: Any, hyper: Hyper, q: Tensor, b: Tensor, square: Tensor, h: Tensor, t: Tensor
 ) -> tuple[Tensor, ...]:
-    """q, b and the mean of squares after move number t (1, 2, ...); all of the shape of q, (K,) or (owners, K)."""
+    """q, b and the mean of squares after move number t (1, 2, ...), (1,) or (owners, 1); the others are of the shape of
+    q, (K,) or (owners, K)."""
     log = options.hyper_space == "log"
     if log:
         q = torch.where(hyper.weight, q.clamp(EDGE, 1 - EDGE), q)

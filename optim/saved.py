@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flat import COLUMNS, whole
+from .flat import COLUMNS, own_storage, whole
 from .options import of_group
 from .values import BY_OWNER, OF_ALL, key_of, place, spans
 
@@ -18,10 +18,11 @@ ADAM = {"m": "exp_avg", "v": "exp_avg_sq"}
 
 
 def packed(optimizer: Any, state_dict: dict[str, Any]) -> None:
-    """Of a column one number is written; of a part of a sharded tensor, a DTensor."""
+    """Of a column one number is written; of a part of a sharded tensor, a DTensor. Each matrix has another storage than
+    the state: it may move to shared memory, as all that is sent to another process does."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state_dict["state"] = {
-        i: {k: v[:1] if k in COLUMNS else whole(v, params[i]) for k, v in state.items()}
+        i: {k: v[:1] if k in COLUMNS else whole(own_storage(v), params[i]) for k, v in state.items()}
         for i, state in state_dict["state"].items()
     }
 
@@ -32,9 +33,9 @@ def understood(optimizer: Any, state_dict: Mapping[str, Any]) -> tuple[dict[Tens
     if missing := {"state", "param_groups"} - state_dict.keys():
         raise ValueError(f"this is not the state of an optimizer: no {' and '.join(sorted(missing))}")
     both = optimizer.param_groups, state_dict["param_groups"]
-    ours, theirs = ([len(group["params"]) for group in groups] for groups in both)
-    if ours != theirs:
-        raise ValueError(f"param groups of {theirs} parameters do not fit groups of {ours}")
+    sizes, theirs = ([len(group["params"]) for group in groups] for groups in both)
+    if sizes != theirs:
+        raise ValueError(f"param groups of {theirs} parameters do not fit groups of {sizes}")
     state, groups = state_dict["state"], [dict(group) for group in state_dict["param_groups"]]
     if "scalars" in state_dict:
         groups = from_scalars(state_dict["scalars"], groups)
@@ -55,14 +56,21 @@ def understood(optimizer: Any, state_dict: Mapping[str, Any]) -> tuple[dict[Tens
     if groups and about["scope"] != optimizer.options.scope:
         raise ValueError(f"this state has scope {about['scope']!r}, this optimizer {optimizer.options.scope!r}")
     for p, mine in optimizer.state.items():
-        shapes = {k: tuple(p.shape) for k in mine if k not in COLUMNS}
-        others = {k: tuple(v.shape) for k, v in states[p].items() if k not in COLUMNS}
+        shapes = {k: "a number" if k in COLUMNS else tuple(p.shape) for k in mine}
+        others = {k: "a number" if k in COLUMNS and torch.as_tensor(v).numel() else tuple(v.shape)
+                  for k, v in states[p].items()}  # fmt: skip
         if shapes != others:
             raise ValueError(f"a parameter's state {others} does not fit {shapes}")
     for group, its in zip(optimizer.param_groups, groups, strict=True):
+        if "q_steps" in its:  # states had no q_moves until groups had their own
+            its.setdefault("q_moves", max(0, int(its["q_steps"]) - max(1, optimizer.options.hyper_start)))
         for k in its.keys() & ({"hyper_lr", "box"} | ({*BY_OWNER, *OF_ALL} - group.keys())):
             del its[k]
         of_group(optimizer.options, group | its)
+        for k, value in its.items():
+            ours = group.get(k)
+            if isinstance(value, Tensor) and isinstance(ours, Tensor) and value.shape not in ((), ours.shape):
+                raise ValueError(f"{k} of shape {tuple(value.shape)} does not fit {tuple(ours.shape)}")
     return states, groups
 
 
@@ -98,7 +106,8 @@ def from_adam(optimizer: Any, states: dict[Tensor, Any], groups: list[dict[str, 
         if group["weight_decay"] and not group.get("decoupled_weight_decay", True):
             raise ValueError(f"weight_decay={group['weight_decay']} of a torch Adam is not decoupled, as AdamW's is")
         beta1, beta2 = group["betas"]
-        group |= about | {"beta1": beta1, "beta2": beta2, "q_steps": 0, "skipped": 0, "q_momentum": 0.0}
+        group |= about | {"beta1": beta1, "beta2": beta2, "q_steps": 0, "skipped": 0}
+        group |= dict.fromkeys(("q_moves", "q_momentum", "q_square"), 0)
         for k in OF_TORCH:
             group.pop(k, None)
     return found, groups

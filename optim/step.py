@@ -20,7 +20,8 @@ class Scalars(NamedTuple):
     """All numbers of a step that belong to no row: vectors of K learned coefficients and F fixed ones, 0-D tensors.
     They live as long as the optimizer, whose groups show views of them.
 
-    Where not all parameters share a value, (K,) is (owners, K), and (F,) is (owners, F); see Rows.owner.
+    Where not all parameters share a value, (K,) is (owners, K), (F,) is (owners, F) and q_moves (owners,); see
+    Rows.owner.
     """
 
     fixed: Tensor  # (F,) coefficients and constants that are not learned
@@ -28,6 +29,7 @@ class Scalars(NamedTuple):
     q_applied: Tensor  # (K,) those that made x
     q_momentum: Tensor  # (K,) of the coefficients' own optimizer (hyper.py)
     q_square: Tensor  # (K,) its mean of squares, where that is Adam
+    q_moves: Tensor  # int64 (): moves, by which Adam's means are corrected
     hypergradient: Tensor  # (K,)
     grad_norm: Tensor  # before clipping
     clip: Tensor  # factor that clips this gradient
@@ -105,10 +107,13 @@ class Step:
         moves = now.accept & torch.isfinite(h) & (now.q_steps > self.options.hyper_start)
         clamped = h.clamp(-self.options.hyper_clip, self.options.hyper_clip)
         before = (now.q, now.q_momentum, now.q_square)
-        t = now.q_steps - max(1, self.options.hyper_start)
-        after = update_coefficients(self.options, hyper, *before, clamped, t)
+        counts = moves.any(-1)
+        if h.dim() == 2:  # an owner that comes later, or had no gradient until now, begins with its first hypergradient
+            counts &= (now.q_moves > 0) | (h != 0).any(-1)
+        t = now.q_moves + counts
+        after = update_coefficients(self.options, hyper, *before, clamped, t.clamp(min=1).unsqueeze(-1))
         q, momentum, square = (torch.where(moves, b, a) for a, b in zip(before, after, strict=True))
-        now.write(q=q, q_momentum=momentum, q_square=square, hypergradient=h)
+        now.write(q=q, q_momentum=momentum, q_square=square, q_moves=t, hypergradient=h)
 
     def update(self, now: Scalars, rows: Rows) -> list[Tensor]:
         """Write x, the states and the pending gradient; return the new columns t, has_pending, lr_applied."""

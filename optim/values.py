@@ -19,7 +19,7 @@ from .step import Scalars
 
 # What else a group shows of Scalars: its own rows of BY_OWNER, and OF_ALL, which are the same in all groups. An owner
 # is what has learned values of its own: a group (scope="group") or a parameter (scope="tensor").
-BY_OWNER = ("q_applied", "q_momentum", "q_square", "hypergradient")
+BY_OWNER = ("q_applied", "q_momentum", "q_square", "q_moves", "hypergradient")
 OF_ALL = ("grad_norm", "clip_applied", "q_steps", "skipped", "lr_start")
 Group = dict[str, Any]
 
@@ -58,9 +58,9 @@ class Values:
         nan, zero = one * math.nan, one.to(torch.int64) * 0
         self.scalars = Scalars(
             fixed=self._tensor([options.start[k] for k in options.fixed]),
-            q=q, q_applied=q.clone(), q_momentum=q * 0, q_square=q * 0, hypergradient=q * math.nan, grad_norm=nan,
-            clip=one, clip_applied=one.clone(), accept=one.bool(), q_steps=zero, skipped=zero.clone(),
-            lr_start=self._tensor(float(lr)),
+            q=q, q_applied=q.clone(), q_momentum=q * 0, q_square=q * 0, q_moves=zero.clone(),
+            hypergradient=q * math.nan, grad_norm=nan, clip=one, clip_applied=one.clone(), accept=one.bool(),
+            q_steps=zero, skipped=zero.clone(), lr_start=self._tensor(float(lr)),
         )  # fmt: skip
 
     def _tensor(self, values: Any) -> Tensor:
@@ -87,11 +87,11 @@ class Values:
             before = {id(owner): row for row, owner in enumerate(self.owners)}
             self.owners = [*groups] if self.scope == "group" else [p for group in groups for p in group["params"]]
             q = self._tensor([asked.start[k] for k in asked.learned])
-            zero, nan = q * 0, q * math.nan
-            for name, begin in zip(("q", *BY_OWNER), (q, q, zero, zero, nan), strict=True):
+            zero, nan, none = q * 0, q * math.nan, torch.zeros_like(self.scalars.q_steps)
+            for name, begin in zip(("q", *BY_OWNER), (q, q, zero, zero, none, nan), strict=True):
                 old = getattr(self.scalars, name)
                 rows = [old[before[id(owner)]] if id(owner) in before else begin for owner in self.owners]
-                new[name] = torch.stack(rows) if rows else begin.expand(0, -1)
+                new[name] = torch.stack(rows) if rows else begin.expand(0, *begin.shape)
         self.scalars = self.scalars._replace(**new)
 
         shown = {id(group): entries for group, entries in self.shown}

@@ -32,15 +32,18 @@ def cuda_graph(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 class Replayed:
     """A function of tensors, captured after PLAIN calls. The tensors that it returns are written anew by each call.
 
-    Where the capture fails, a warning says why and the function is called as before.
+    Where the optimizer's memory moved (a group or a coefficient was edited) it is captured anew. Where the capture
+    fails, a warning says why and the function is called as before.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.calls = function, 0
+    def __init__(self, function: Callable[..., Any], optimizer: RuleOptimizer) -> None:
+        self.function, self.optimizer, self.calls, self.laid_out = function, optimizer, 0, optimizer.laid_out
         self.arguments: list[torch.Tensor] = []
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, *arguments: torch.Tensor) -> Any:
+        if self.laid_out != self.optimizer.laid_out:
+            self.calls, self.replay, self.laid_out = 0, None, self.optimizer.laid_out
         self.calls += 1
         if self.calls == PLAIN + 1:
             self.arguments = [argument.clone() for argument in arguments]
@@ -60,9 +63,9 @@ class Replayed:
 class Graphed:
     """A model to train with, whose `backward` (of World in parallel.py) is replayed."""
 
-    def __init__(self, net: Any, part: int, world: Any) -> None:
+    def __init__(self, net: Any, optimizer: RuleOptimizer, part: int, world: Any) -> None:
         self.parameters = net.parameters
-        self.backward = Replayed(lambda x, y: world.backward(net, x, y, part))
+        self.backward = Replayed(lambda x, y: world.backward(net, x, y, part), optimizer)
 
 
 def pays(cfg: Any, net: Any, optimizer: Any, world: Any) -> bool:
@@ -73,18 +76,18 @@ def pays(cfg: Any, net: Any, optimizer: Any, world: Any) -> bool:
 
 
 def captured(cfg: Any, net: Any, optimizer: Any, world: Any) -> tuple[Any, Callable[[], None]]:
-    """(the model to train with, the optimizer's step, which leaves zeroed gradients in place), as graphs or not."""
+    """(the model to train with, the optimizer's step, after which gradients are zeros or None), as graphs or not."""
 
     def step() -> None:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # they stay views of the optimizer's flat buffer
+        optimizer.zero_grad(set_to_none=not isinstance(optimizer, RuleOptimizer))  # a rule's stay views of its buffer
 
     if not (pays(cfg, net, optimizer, world) if cfg.cuda_graph is None else cfg.cuda_graph):
         return net, step
-    replayed = Replayed(step)
+    replayed = Replayed(step, optimizer)
 
     def update() -> None:
         optimizer.sync_param_groups()
         replayed()
 
-    return Graphed(net, cfg.gradient_accumulation_steps, world), update
+    return Graphed(net, optimizer, cfg.gradient_accumulation_steps, world), update

@@ -126,6 +126,28 @@ def test_a_replayed_step_is_refused_where_the_gradient_is_not_finite(small, tmp_
     assert len({row["beta1"] for row in found[-3:]}) == 1 and replays[1] == 9 - graph.PLAIN
 
 
+def test_graphs_are_captured_anew_where_the_optimizer_s_memory_moved(small, tmp_path, request, monkeypatch) -> None:
+    """Of the edits that move it: a fixed coefficient that now differs between groups."""
+    edited = []
+
+    def accumulate(net, tokens, batch, *rest, real=train.accumulate):
+        loss = real(net, tokens, batch, *rest)
+        if batch == 5:
+            OPTIMIZERS[-1].param_groups[1]["eps"] = 1e-3
+            edited.append(len(replays))
+        return loss
+
+    monkeypatch.setattr(train, "accumulate", accumulate)
+    run = [*small, "--log_interval=1"]
+    request.getfixturevalue("taped")
+    assert train.main([*run, f"--out_dir={tmp_path / 'graph'}"]) == 0
+    # Batches 3 (its second half) to 5 and steps 4; then 3 calls without a graph, and the rest of 12 again.
+    assert replays == [2 * 5 - 3, 1, 2 * 7 - 3, 8 - 3] and edited == [2]
+    monkeypatch.setattr(graph, "pays", lambda *_: False)
+    assert train.main([*run, f"--out_dir={tmp_path / 'plain'}"]) == 0
+    ends_equal(tmp_path / "plain", tmp_path / "graph")
+
+
 def test_where_the_capture_fails_the_run_goes_on(small: list[str], tmp_path: Path, taped, monkeypatch) -> None:
     def fails(function):
         with Tape():

@@ -242,6 +242,16 @@ def test_a_torch_optimizer_is_clipped_and_skips_what_is_not_finite() -> None:
     assert optimizer.skipped == 0 and moved.norm().item() == pytest.approx(0.5 * 6e-4, rel=1e-4)
 
 
+def test_the_gradients_of_a_torch_optimizer_are_zeroed_or_forgotten_as_asked() -> None:
+    optimizer, model = torch_optimizer("--optimizer=torch.optim:Muon")
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.zero_grad(set_to_none=False)
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_run_with_a_torch_optimizer_is_the_same_as_with_ours(small: list[str], tmp_path: Path) -> None:
     common = [*small, "--hyper_lr=None", "--hyper_momentum=0.0", "--grad_clip=0.5"]
     ours = ["--optimizer=adam", "--beta2=0.95", "--eps=1e-6", f"--out_dir={tmp_path / 'ours'}"]

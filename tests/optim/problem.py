@@ -1,11 +1,12 @@
 """A net of five small tensors in two groups and a stream of batches: what the optimizers are tested on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from optim import Reference, RuleOptimizer
+from optim import Adam, Reference, RuleOptimizer
 
 LRS, DECAYS = (0.02, 0.05), (0.1, 0.3)  # of the two groups
 GROUP = (0, 0, 0, 1, 1)  # of each parameter
@@ -53,6 +54,25 @@ def train(optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter], st
         optimizer.zero_grad()
         loss(params, t, always).backward()
         optimizer.step()
+
+
+def run(optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter], steps: Iterable[int],
+        each: Callable[[int], Any] = lambda t: None, always: bool = True) -> list[Tensor]:  # fmt: skip
+    """The parameters after these steps; `each` is called after each of them."""
+    for t in steps:
+        optimizer.zero_grad()
+        loss([*params], t, always).backward()
+        optimizer.step()
+        each(t)
+    return [p.detach() for p in params]
+
+
+def adam(params: Any) -> Adam:
+    return Adam(params, lr=0.02, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1)
+
+
+def adamw(params: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(params, lr=0.02, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
 
 
 def train_beside(

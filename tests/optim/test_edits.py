@@ -4,17 +4,9 @@ from collections import defaultdict
 
 import pytest
 import torch
-from problem import error, groups, loss, parameters
+from problem import adam, adamw, error, groups, loss, parameters
 
-from optim import MADA, Adam, HyperAdam
-
-
-def adam(params) -> Adam:
-    return Adam(params, lr=0.02, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1)
-
-
-def adamw(params) -> torch.optim.AdamW:
-    return torch.optim.AdamW(params, lr=0.02, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
+from optim import MADA, HyperAdam
 
 
 def replace(optimizer, params) -> None:

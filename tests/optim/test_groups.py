@@ -4,24 +4,11 @@ import copy
 
 import pytest
 import torch
-from problem import error, groups, loss, parameters
+from problem import adam, error, groups, loss, parameters, run
 
 from optim import MADA, SGD, Adam, HyperAdam
 
 ALL = {"lr": 0.02, "hyper_lr": dict.fromkeys(MADA.table, 0.05)}
-
-
-def run(optimizer, params, steps, each=lambda t: None) -> list[torch.Tensor]:
-    for t in steps:
-        optimizer.zero_grad()
-        loss(params, t, always=True).backward()
-        optimizer.step()
-        each(t)
-    return [p.detach() for p in params]
-
-
-def adam(layout) -> Adam:
-    return Adam(layout, lr=0.02, eps=1e-6, weight_decay=0.1)
 
 
 def adamw(layout) -> torch.optim.AdamW:

@@ -88,6 +88,30 @@ def train_from(optimizer: MADA, params: list[torch.nn.Parameter], t: int) -> Non
     optimizer.step()
 
 
+@pytest.mark.parametrize("scope", ["group", "tensor"])
+@pytest.mark.parametrize("late", ["added", "without gradients"])
+def test_adam_corrects_what_comes_late_from_its_own_start(scope: str, late: str) -> None:
+    """Its first moves are about as long as the rate, as those of what was there; uncorrected, 20 times that."""
+    params = parameters()
+    layout = groups(params)
+    optimizer = Adam(layout[:1] if late == "added" else layout, lr=0.02, hyper_lr={"beta1": 1e-3}, compile=False,
+                     hyper_optimizer="adam", scope=scope)  # fmt: skip
+    moves = []
+    for t in range(1, 26):
+        if t == 20 and late == "added":
+            optimizer.add_param_group(layout[1])
+        optimizer.zero_grad()
+        loss(params, t, always=True).backward()
+        for p in layout[1]["params"] if t < 20 else ():
+            p.grad = None
+        before = optimizer.coefficients_by_owner
+        optimizer.step()
+        after = optimizer.coefficients_by_owner
+        moves.append([abs(b["beta1"] - a["beta1"]) for a, b in zip(before, after, strict=True)])
+    early, lately = [own[0] for own in moves[:7]], [own[-1] for own in moves[19:]]
+    assert 5e-4 < max(early) < 2e-3 and 5e-4 < max(lately) < 2e-3
+
+
 def test_a_box_does_not_change_a_coefficients_logarithm() -> None:
     """A learning rate between 1e-5 and 1e-2 is no weight in [0, 1], and a weight that may reach 1.5 is still one."""
     boxes = (("lr", (1e-5, 1e-2), "scale"), ("rho", (0.0, 1.5), "weight"), ("beta1", (0.1, 0.5), "decay"))

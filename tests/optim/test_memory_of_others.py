@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import pickle
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -142,6 +143,62 @@ def test_memory_shared_between_processes_is_trained() -> None:
     assert equal(weights(model), weights(plain))
 
 
+def a_queue_s_sending(model, optimizer) -> None:
+    """What torch.multiprocessing does with each tensor that it sends: it moves its storage to shared memory."""
+    for tensor in (*model.state_dict().values(), *(v for own in optimizer.state_dict()["state"].values()
+                                                   for v in own.values())):  # fmt: skip
+        tensor.share_memory_()
+
+
+SHARINGS = {
+    "share_memory": lambda model, optimizer: model.share_memory(),
+    "a queue": a_queue_s_sending,
+    "other memory of theirs": lambda model, optimizer: [
+        setattr(p, "data", torch.stack([p.data, p.data])[0]) for p in model.parameters()
+    ],
+}
+
+
+@pytest.mark.parametrize("how", SHARINGS)
+@pytest.mark.parametrize("to_none", [True, False])
+def test_memory_shared_after_the_optimizer_was_made_is_trained(how: str, to_none: bool) -> None:
+    model, plain = net(), net()
+    optimizers = MADA(model.parameters(), hyper_lr=ALL), MADA(plain.parameters(), hyper_lr=ALL)
+    for t in range(1, 9):
+        for own, optimizer in zip((model, plain), optimizers, strict=True):
+            step(own, optimizer, t)
+            optimizer.zero_grad(set_to_none=to_none)
+        if t == 3:
+            SHARINGS[how](model, optimizers[0])
+            addresses = [p.data_ptr() for p in model.parameters()]
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+    assert equal(weights(model), weights(plain)) and not equal(weights(model), weights(net()))
+    assert optimizers[0].coefficients == optimizers[1].coefficients
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):  # what is shown is what is stepped
+        states = (optimizer.state_dict()["state"] for optimizer in optimizers)
+        assert all(torch.equal(mine[k], v) for mine, own in zip(*(s.values() for s in states), strict=True)
+                   for k, v in own.items())  # fmt: skip
+        assert all(torch.equal(optimizers[0].state[p][k], v) for k, v in optimizers[1].state[q].items())
+
+
+ARRAYS = {
+    "of a parameter": lambda a: (p := torch.nn.Parameter(torch.from_numpy(a.copy())), p.detach().numpy()),
+    "a parameter of it": lambda a: (torch.nn.Parameter(torch.from_numpy(a)), a),
+    "taken of a tensor that torch made": lambda a: (p := torch.nn.Parameter(torch.zeros(3)), p.detach().numpy()),
+}
+
+
+@pytest.mark.parametrize("how", ARRAYS)
+def test_a_numpy_array_of_a_parameter_stays_its_own(how: str) -> None:
+    p, array = ARRAYS[how](np.zeros(3, dtype=np.float32))
+    q = torch.nn.Parameter(torch.zeros(3))
+    for optimizer in (Adam([p], lr=0.1), Adam([q], lr=0.1)):
+        for _ in range(3):
+            p.grad, q.grad = torch.ones(3), torch.ones(3)
+            optimizer.step()
+    assert torch.equal(p, q) and (array == p.detach().numpy()).all() and array[0] < -0.2
+
+
 def test_views_of_one_tensor_stay_its_views() -> None:
     flat = torch.arange(12.0, dtype=torch.float64)
     params = [torch.nn.Parameter(flat[:4].view(2, 2)), torch.nn.Parameter(flat[4:])]
@@ -211,23 +268,46 @@ def test_another_layout_of_the_same_memory_is_followed() -> None:
     assert error(*results) < 1e-12
 
 
-def test_zero_redundancy_optimizer_has_what_is_not_learned_and_is_refused_the_rest() -> None:
-    """It gives each process other parameters, over which alone hypergradients would be added up."""
+def zero(rank: int, folder, results) -> None:
+    """A process of two whose ZeroRedundancyOptimizer steps one's own parameters."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model, plain = net(), net()
-        zero, other = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam), Adam(plain.parameters())
-        for optimizer in (zero, other):
-            for group in optimizer.param_groups:
-                group["lr"] = 0.05
-        for t in range(1, 4):
-            step(model, zero, t)
-            step(plain, other, t)
-        assert equal(weights(model), weights(plain)) and not equal(weights(model), weights(net()))
-        for options in ({"hyper_lr": {"beta1": 1e-4}}, {"max_grad_norm": 1.0}):
-            with pytest.raises(ValueError, match="Adam: inside ZeroRedundancyOptimizer each process would learn from"):
-                ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam, **options)
-    finally:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = net()
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam, lr=0.05, beta1=0.8)
+    for t in range(1, 7):
+        step(model, optimizer, t)
+        if t == 3:
+            optimizer.param_groups[0]["beta1"] = 0.5
+    refusals = []
+    for options in ({"hyper_lr": {"beta1": 1e-4}}, {"max_grad_norm": 1.0}):
+        with pytest.raises(ValueError) as caught:
+            ZeroRedundancyOptimizer(model.parameters(), optimizer_class=Adam, **options)
+        refusals.append(str(caught.value))
+    count = sum(len(group["params"]) for group in optimizer.optim.param_groups)
+    results.put(([p.tolist() for p in model.parameters()], optimizer.optim.coefficients["beta1"], count, refusals))
+    torch.distributed.destroy_process_group()
+
+
+def test_zero_redundancy_optimizer_has_what_is_not_learned_and_is_refused_the_rest(tmp_path) -> None:
+    """It gives each process other parameters, over which alone hypergradients would be added up."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=zero, args=(rank, tmp_path, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    got = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    plain = net()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.05, betas=(0.8, 0.95), eps=1e-6, weight_decay=0)
+    for t in range(1, 7):
+        step(plain, optimizer, t)
+        if t == 3:
+            optimizer.param_groups[0]["betas"] = (0.5, 0.95)
+    assert sum(count for _, _, count, _ in got) == 4 and all(count < 4 for _, _, count, _ in got)
+    for ours, beta1, _, refusals in got:
+        assert error([torch.tensor(p, dtype=torch.float64) for p in ours], weights(plain)) < 1e-12 and beta1 == 0.5
+        assert len(refusals) == 2
+        for said in refusals:
+            assert said.startswith("Adam: inside ZeroRedundancyOptimizer each process would learn from, and clip by, ")

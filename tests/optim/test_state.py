@@ -1,6 +1,7 @@
 """The state lies where torch looks: hooks, checkpoints of torch.distributed, states of torch Adam and earlier ones."""
 
 import copy
+import functools
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import problem
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,24 +21,17 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from optim import MADA, Adam, HyperAdam, RuleOptimizer
+from optim import MADA, SGD, Adam, HyperAdam, RuleOptimizer, Yogi
 
 INSIDE = {"beta3": 0.5, "rho": 0.5, "c": 0.5, "gamma": 0.5}
 OPTIONS = {**INSIDE, "lr": 0.02, "hyper_lr": dict.fromkeys(MADA.table, 0.05), "hyper_momentum": 0.5}
+run = functools.partial(problem.run, always=False)
 
 
 class Net(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.params = torch.nn.ParameterList(parameters())
-
-
-def run(optimizer, params, steps) -> list[torch.Tensor]:
-    for t in steps:
-        optimizer.zero_grad()
-        loss([*params], t).backward()
-        optimizer.step()
-    return [p.detach() for p in params]
 
 
 @pytest.mark.parametrize("options", [{}, {"flatten_optimizer_state_dict": True}, {"full_state_dict": True}], ids=str)
@@ -126,6 +121,75 @@ def test_a_run_of_torch_s_adam_goes_on(make, torch_s) -> None:
     assert error(run(ours, others, range(6, 11)), expected) < 1e-9
     with pytest.raises(ValueError, match="MADA: a torch Adam has no n, va, l, g: make an optimizer that keeps m and v"):
         MADA([{"params": g["params"]} for g in theirs.param_groups]).load_state_dict(theirs.state_dict())
+
+
+def test_its_own_state_may_be_loaded() -> None:
+    p = torch.nn.Parameter(torch.ones(3000))  # three rows
+    optimizer = MADA([p], compile=False)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    before = {k: v.clone() for k, v in optimizer.state[p].items()}
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(optimizer.state[p][k], v) for k, v in before.items())
+
+
+def trained_state(optimizer: RuleOptimizer | torch.optim.Optimizer, params) -> dict:
+    loss(params, 1).backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize(
+    "foreign, message",
+    [
+        (lambda p: torch.optim.SGD(p), "not of one of these optimizers: groups have dampening"),
+        (lambda p: torch.optim.AdamW(p, amsgrad=True), "max_exp_avg_sq of a torch Adam has no counterpart"),
+        (lambda p: torch.optim.Adam(p, weight_decay=0.1), "weight_decay=0.1 of a torch Adam is not decoupled"),
+        (lambda p: Yogi(p), "another rule, Yogi"),  # whose fields are Adam's
+        (lambda p: SGD(p), "another rule, SGD"),
+        (lambda p: HyperAdam(p), "learned ['beta1', 'beta2']"),
+        (lambda p: Adam(p[:3]), "[3] parameters do not fit groups of [5]"),
+        (lambda p: Adam(groups(p)), "[3, 2] parameters do not fit groups of [5]"),
+        (lambda p: Adam([p[1], p[0], *p[2:]]), "does not fit"),  # of other shapes
+    ],
+)
+def test_a_foreign_state_is_refused_and_changes_nothing(foreign, message: str) -> None:
+    theirs, params = parameters(), parameters()
+    state = trained_state(foreign(theirs), theirs)
+    optimizer = Adam(params)
+    trained_state(optimizer, params)
+    before = [v.clone() for p in params for v in optimizer.state[p].values()]
+    with pytest.raises(ValueError) as caught:
+        optimizer.load_state_dict(state)
+    assert message in str(caught.value)
+    assert all(map(torch.equal, before, [v for p in params for v in optimizer.state[p].values()]))
+
+
+SPOILED = {
+    "no step": lambda state: state["state"][4].pop("step"),
+    "no learning rate applied": lambda state: state["state"][4].pop("lr_applied"),
+    "an empty step": lambda state: state["state"][4].update(step=torch.zeros(0)),
+    "no state": lambda state: state["state"].pop(4),
+    "learned values of other groups": lambda state: state["param_groups"][1].update(q_applied=torch.ones(2, 6)),
+    "a coefficient of another shape": lambda state: state["param_groups"][1].update(beta1=torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_spoiled_state_is_refused_before_anything_is_copied(how: str) -> None:
+    params, others = parameters(), parameters()
+    optimizer, theirs = MADA(groups(params), **OPTIONS), MADA(groups(others), **OPTIONS)
+    run(theirs, others, range(1, 4))
+    spoiled = copy.deepcopy(theirs.state_dict())
+    SPOILED[how](spoiled)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"MADA: .* does not fit"):
+        optimizer.load_state_dict(spoiled)
+    after = optimizer.state_dict()
+    for i in range(5):
+        assert all(torch.equal(before["state"][i][k], v) for k, v in after["state"][i].items())
+    assert all(own["beta1"] == 0.9 for own in after["param_groups"])
 
 
 def work(rank: int, ranks: int, folder: str, port: int) -> None:
