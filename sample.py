@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from cli import MISTAKE, program
+from cli import MISTAKE, program, reason
 from data.manifest import read_text
 from evaluation.perplexity import open_subject
 from runtime import parallel
@@ -59,7 +59,7 @@ def sample(cfg: Config) -> Iterator[str]:
         try:
             prompt = read_text(Path(prompt.removeprefix("file:")).expanduser())
         except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {error}") from None
+            raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {reason(error)}") from None
     ids = subject.tokenizer.encode(prompt).tolist()
     if not ids:
         raise ConfigError("the prompt is empty: give it at least one character")

@@ -215,10 +215,9 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
     recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
     for line in filter(None, [no_compiler, *optimizers.notes(optimizer, cfg), *begin.lines()]):
         recorder.say(line)
-    clock = Clock(begin.seconds, begin.step)
-    val_losses = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
-    return Run(cfg, dataset, model, net, optimizer, update, recorder, begin.spikes, clock, world, begin.step,
-               begin.unlogged, val_losses)  # fmt: skip
+    val_losses = world.first([it.val_loss for it in checkpoint.find(cfg.out_dir) if it.val_loss is not None])
+    return Run(cfg, dataset, model, net, optimizer, update, recorder, begin.spikes, Clock(begin.seconds, begin.step),
+               world, begin.step, begin.unlogged, val_losses)  # fmt: skip
 
 
 def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop | Rollback | None:
@@ -263,7 +262,8 @@ def after_step(run: Run, loss: torch.Tensor) -> Stop | Rollback | None:
         leaving = val_loss is None
     if log and not leaving:
         run.recorder.write(step, train_loss, val_loss, learning_rate(step, cfg), run.clock.seconds(), speed)
-        if outcome := run.spikes.judge(step, train_loss, int(run.optimizer.skipped), cfg, run.recorder.say):
+        skipped = int(run.optimizer.skipped)
+        if outcome := run.spikes.judge(step, train_loss, skipped, cfg, run.recorder.say, world.first):
             run.recorder.close()
             return outcome
 
@@ -286,7 +286,7 @@ def save(run: Run, val_loss: float | None, pending_loss: float | None) -> None:
     if run.world.rank and not run.world.sharded:
         return
     write = checkpoint.save_shards if run.world.sharded else checkpoint.save
-    with optimizers.evaluating(run.optimizer):
+    with run.clock.paused(), optimizers.evaluating(run.optimizer):
         content = {
             "config": dataclasses.asdict(run.cfg),
             "model_config": dataclasses.asdict(run.model.config),

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cli import Mistake
+from cli import Mistake, reason
 
 FORMAT = 1
 DTYPE = np.dtype("<u2")
@@ -43,7 +43,7 @@ def reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise DataError(f"{e.filename or path} cannot be read: {e.strerror or e}") from None
+        raise DataError(f"{e.filename or path} cannot be read: {reason(e)}") from None
 
 
 def read_text(path: Path) -> str:

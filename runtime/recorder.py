@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -284,6 +284,13 @@ class Clock:
 
     def restart(self, step: int) -> None:
         self._step, self._since = step, time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no training."""
+        begun = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begun
 
     def seconds(self) -> float:
         return time.perf_counter() - self._began

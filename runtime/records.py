@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from cli import reason
 from data.manifest import read_text
 from runtime.settings import ConfigError
 
@@ -39,7 +40,7 @@ def rows_until(path: Path, step: int) -> str:
         if {line.count(",") for line in kept} - {line.count(",") for line in lines[:1]}:
             raise ValueError("rows of other lengths than the header")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({error}), and a checkpoint of an earlier version has no copy of it: "
+        raise ConfigError(f"{path} is damaged ({reason(error)}), and a checkpoint of an earlier version has no copy of it: "
                           "repair it, or move it away") from None  # fmt: skip
     return "".join(lines[:1] + kept)
 
