@@ -26,7 +26,7 @@ class HelpRequested(Exception):
 
 def reason(error: BaseException) -> str:
     """What an exception says: of the system's, without its number and the file's name."""
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class Parser(argparse.ArgumentParser):

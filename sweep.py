@@ -31,7 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cli import DIVERGED, Mistake, Parser, program
-from data.manifest import read_text
+from data.manifest import expand, read_text
 from runtime.optimizers import adapt
 from runtime.settings import read_files
 from study import comparison
@@ -138,7 +138,7 @@ class Sweep:
     def __init__(self, options: argparse.Namespace, runner: Runner) -> None:
         if options.jobs < 1:
             raise Mistake(f"jobs={options.jobs} must be 1 or more")
-        self.options, self.runner, self.out = options, runner, options.out
+        self.options, self.runner, self.out = options, runner, expand(options.out)
         self.files = read_files(options.configs)
         runner.lock(self.out / ".lock")
         self.state_path = self.out / "sweep.json"
@@ -170,7 +170,7 @@ class Sweep:
         seeds = [{"seed": seed} for seed in lists.get("seed", ())] or [{}]
         others = {name: values for name, values in lists.items() if name != "seed"}
         if self.options.runs:
-            lines = read_text(self.options.runs).splitlines()
+            lines = read_text(expand(self.options.runs)).splitlines()
             found = [lists_of(line.split()) for line in lines if line.strip() and not line.startswith("#")]
             base = [{name: values[0] for name, values in {**others, **point}.items()} for point in found]
             self.named = list(dict.fromkeys([*self.named, *(name for point in found for name in point)]))

@@ -30,7 +30,7 @@ from model import GPT, IGNORE
 from runtime import checkpoint, graph, optimizers, parallel, signals, start
 from runtime.parallel import World
 from runtime.recorder import Clock, Recorder, prepare_out_dir
-from runtime.settings import Count, Natural, NonNegative, parse  # int >= 1, int >= 0, float >= 0
+from runtime.settings import Count, Natural, NonNegative, Place, parse  # int >= 1, int >= 0, float >= 0, a path
 from runtime.spikes import Rollback, Spikes, Stop, stopped
 
 
@@ -40,10 +40,10 @@ class Config:
 
     adapt, more_help = staticmethod(optimizers.adapt), staticmethod(optimizers.table)  # hooks of `parse`
     # the run
-    out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
-    init_from: Annotated[str, "scratch; resume: out_dir's newest checkpoint; auto: either; or a path"] = "scratch"
+    out_dir: Annotated[Place, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
+    init_from: Annotated[Place, "scratch; resume: out_dir's newest checkpoint; auto: either; or a path"] = "scratch"
     weights: Annotated[
-        str | None, "start with gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in their format"] = None  # fmt: skip
+        Place | None, "start with gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in their format"] = None
     seed: Annotated[Natural, "fixes weights, batches and dropout"] = 1337
     max_iters: Annotated[Count, "length of the run (steps)"] = 100_000
     log_interval: Annotated[Count, "between two rows of metrics (steps)"] = 10
@@ -59,7 +59,7 @@ class Config:
     wandb_project: Annotated[str, "project there"] = "nanomada"
     wandb_run_name: Annotated[str | None, "name of the run there; None lets it choose one"] = None
     # data
-    dataset: Annotated[str, "a folder of data/, or the path of a prepared one"] = "openwebtext"
+    dataset: Annotated[Place, "a folder of data/, or the path of a prepared one"] = "openwebtext"
     verify_data: Annotated[bool, "read the whole data set first: checksums, ids within the vocabulary"] = False
     batch_size: Annotated[Count, "sequences in a micro-batch of one process"] = 12
     gradient_accumulation_steps: Annotated[Count, "micro-batches in a step, over all processes together"] = 40
@@ -74,7 +74,7 @@ class Config:
     # optimizer
     optimizer: Annotated[str, "a rule (below), or path/to/file.py:ClassName (executed), or package:ClassName"] = "mada"
     coefficients: Annotated[dict[str, Any], "where they start, or --NAME=VALUE"] = field(default_factory=dict)
-    coefficients_from: Annotated[str | None, "a finished run's out_dir or record, to start with its last ones"] = None
+    coefficients_from: Annotated[Place | None, "a finished run's out_dir or record, to start with its end"] = None
     hyper_lr: Annotated[dict[str, float], "rates of coefficients, {NAME: rate}, or one"] = field(default_factory=dict)
     hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
     hyper_optimizer: Annotated[Literal["sgd", "sign", "adam"], "of the coefficients; the paper's is sgd"] = "sgd"

@@ -177,7 +177,8 @@ class _Shards:
             try:
                 self._go_on(json.loads(manifests.read_text(progress)))
             except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as e:
-                print(f"{folder}: cannot go on with what was prepared there ({reason(e)}); starting afresh", file=sys.stderr)
+                what = f"cannot go on with what was prepared there ({reason(e)})"
+                print(f"{folder}: {what}; starting afresh", file=sys.stderr)
                 _remove_shards(folder)
 
     def _go_on(self, found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cli import Mistake, reason
+from data.manifest import expand
 from runtime.records import coefficient_columns, read_metrics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. A coefficient has the same colour in all figures.
@@ -44,7 +45,7 @@ def draw(out_dir: str | Path) -> Path:
     Raises:
         Mistake: metrics.csv cannot be read or has no row yet, or figure.png cannot be written.
     """
-    path = Path(out_dir).expanduser() / "metrics.csv"
+    path = expand(out_dir) / "metrics.csv"
     try:
         rows = read_metrics(path)
     except (FileNotFoundError, NotADirectoryError):

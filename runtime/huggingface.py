@@ -167,6 +167,8 @@ def _weights_file(folder: Path) -> Path:
     """model.safetensors of a folder that has a config.json. Raises CheckpointError, naming other forms of weights."""
     path = folder / WEIGHTS
     if os.path.lexists(path):
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file")
         return path
     others = sorted(found.name for found in folder.glob("*") if found.suffix in (".safetensors", ".bin"))
     if not others:

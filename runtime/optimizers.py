@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.manifest import expand
 from model import GPT, GPTConfig
 from optim import OPTIMIZERS, RuleOptimizer
 from runtime.records import final_coefficients
@@ -61,7 +62,7 @@ def _import(module: str) -> Any:
     """Import a module by its dotted name or by the path of its file."""
     if not module.endswith(".py"):
         return importlib.import_module(module)
-    path = Path(module).expanduser().resolve()
+    path = expand(module).resolve()
     name = str(path)  # as the module's name, it cannot collide with another module
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -124,7 +125,7 @@ def adapt(settings: list[Setting]) -> Adapted:
             setting = setting._replace(value=dict.fromkeys(rule.learns or rule.table, setting.value))
         if not entry and field != "coefficients":  # replaces earlier settings and their errors
             errors[field] = []
-        if not entry and not isinstance(setting.value, dict):
+        if not entry and not (isinstance(setting.value, dict) and all(isinstance(k, str) for k in setting.value)):
             merged[field] = defaults[field] if setting.value is None else setting.value
             continue
         foreign = bool(setting.file) and written_for[setting.file] != spec
@@ -153,7 +154,7 @@ def _spec(setting: Setting) -> str:
     """The value of an `optimizer` setting; the path of a rule may be relative to the config file."""
     path, colon, name = str(setting.value).rpartition(":")
     beside = Path(setting.file).parent / path
-    if colon and path.endswith(".py") and setting.file and not Path(path).expanduser().exists() and beside.exists():
+    if colon and path.endswith(".py") and setting.file and not expand(path).exists() and beside.exists():
         return f"{beside}:{name}"
     return str(setting.value)
 

@@ -160,7 +160,7 @@ class MetricsFile:
         if there.startswith(self._unwritten):
             os.truncate(path, len(self._unwritten))  # needs no space
             self._unwritten = b""
-        elif self._unwritten.startswith(there) and (path.is_file() or not path.exists()):
+        elif self._unwritten.startswith(there) and (path.is_file() or not os.path.lexists(path)):
             self._unwritten = self._unwritten[len(there) :]
         else:
             previous = _set_aside(path.parent, [path])

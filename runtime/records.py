@@ -40,8 +40,8 @@ def rows_until(path: Path, step: int) -> str:
         if {line.count(",") for line in kept} - {line.count(",") for line in lines[:1]}:
             raise ValueError("rows of other lengths than the header")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({reason(error)}), and a checkpoint of an earlier version has no copy of it: "
-                          "repair it, or move it away") from None  # fmt: skip
+        raise ConfigError(f"{path} is damaged ({reason(error)}), and a checkpoint of an earlier version has no copy of "
+                          "it: repair it, or move it away") from None  # fmt: skip
     return "".join(lines[:1] + kept)
 
 
@@ -54,7 +54,7 @@ def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
     Raises:
         ConfigError: the run or record does not exist, is not finished, or has other coefficients.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     try:
         about = json.loads(read_text(path / "config.json" if path.is_dir() else path))
         last = read_metrics(path / "metrics.csv")[-1] if path.is_dir() else about["final"]

@@ -131,6 +131,7 @@ def read_result(path: Path) -> Result:
             columns = about.get("curves", {})
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         config, steps = flat(about["config"]), int(about["config"]["max_iters"])
+        config |= {"seed": int(config["seed"]), "optimizer": str(config["optimizer"])}
         if path.is_dir():
             step = int(rows[-1]["step"] or 0) if rows else 0
             final = final_values(rows, steps) | {"seconds": rows[-1]["seconds"]} if step == steps else {}

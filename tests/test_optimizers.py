@@ -242,6 +242,7 @@ def test_a_torch_optimizer_is_clipped_and_skips_what_is_not_finite() -> None:
     assert optimizer.skipped == 0 and moved.norm().item() == pytest.approx(0.5 * 6e-4, rel=1e-4)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_with_a_torch_optimizer_is_the_same_as_with_ours(small: list[str], tmp_path: Path) -> None:
     common = [*small, "--hyper_lr=None", "--hyper_momentum=0.0", "--grad_clip=0.5"]
     ours = ["--optimizer=adam", "--beta2=0.95", "--eps=1e-6", f"--out_dir={tmp_path / 'ours'}"]
