@@ -30,7 +30,7 @@ from tqdm import tqdm
 from cli import program
 from data import DataError, open_dataset, texts
 from data.corpora import ROWS
-from data.manifest import read_text, write_json
+from data.manifest import read_json, write_json
 from evaluation import perplexity
 from evaluation.perplexity import Stream, Subject, Windows
 from model import GPT
@@ -249,7 +249,7 @@ def earlier_rows(path: Path, subject: Subject) -> list[dict[str, Any]]:
     try:
         if not os.access(path.parent, os.W_OK):
             raise OSError(errno.EACCES, "no such folder, or no permission")
-        found = json.loads(read_text(path))
+        found = read_json(path)
         return found["rows"] if found["model"]["sha256"] == subject.facts["sha256"] else []
     except FileNotFoundError:
         return []

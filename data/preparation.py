@@ -175,8 +175,8 @@ class _Shards:
         self.state: dict[str, Any] = {"recipe": json.loads(json.dumps(recipe)), "records": 0, "splits": {}}
         if (progress := folder / "progress.json").exists():
             try:
-                self._go_on(json.loads(manifests.read_text(progress)))
-            except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as e:
+                self._go_on(manifests.read_json(progress))
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
                 what = f"cannot go on with what was prepared there ({reason(e)})"
                 print(f"{folder}: {what}; starting afresh", file=sys.stderr)
                 _remove_shards(folder)

@@ -12,6 +12,7 @@ end with a newline, in place of GPT-2's end-of-text. --overwrite makes a set aga
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--skip_bad", action="store_true", help="leave out broken lines, and count them")
     parser.run(
         lambda a: source(
-            a.input, expand(a.out).resolve().name, a.key, a.val_fraction, a.seed, a.skip_bad, a.tokenizer
+            a.input, Path(os.path.abspath(expand(a.out))).name, a.key, a.val_fraction, a.seed, a.skip_bad, a.tokenizer
         )
     )
 

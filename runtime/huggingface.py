@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from cli import reason
 from data import DataError
 from data.download import mirrored
-from data.manifest import read_text
+from data.manifest import read_json
 from data.tokenizer import GPT2Tokenizer, gpt2_encoding
 from model import GPT, GPTConfig
 from runtime.checkpoint import CheckpointError
@@ -234,7 +234,7 @@ def _config(folder: Path) -> GPTConfig:
     """As it was saved."""
     path = folder / "config.json"
     try:
-        facts = json.loads(read_text(path))
+        facts = read_json(path)
         if {"config", "commit"} <= facts.keys():  # written by train.py
             raise CheckpointError(f"{folder} is a run of train.py, not a folder in Hugging Face's format: name it with "
                                   f"--out_dir={folder} (train.py goes on with --init_from=resume, or from the path of "
@@ -257,7 +257,7 @@ def _config(folder: Path) -> GPTConfig:
         raise
     except KeyError as error:
         raise CheckpointError(f"{path} has no entry {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no description of a GPT-2 ({reason(error)})") from None
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from data.manifest import expand
@@ -306,8 +307,14 @@ class TorchOptimizers:
         parameters = [p for group in self.param_groups for p in group["params"]]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.skipped = 0 if torch.isfinite(self.grad_norm) else self.skipped + 1
-        for optimizer in self.optimizers if not self.skipped else ():
-            optimizer.step()
+        try:
+            for optimizer in self.optimizers if not self.skipped else ():
+                optimizer.step()
+        except Exception as error:  # of any type: it is code of others
+            if isinstance(error, RuntimeError) and (dist.is_initialized() or "memory" in str(error)):
+                raise  # of another process, or of the machine
+            name, what = type(optimizer).__name__, f"{type(error).__name__}: {error}"
+            raise ConfigError(f"optimizer: a step of {name} failed ({what}); NANOMADA_TRACEBACK=1 says where") from error
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for optimizer in self.optimizers:

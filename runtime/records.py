@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from cli import reason
-from data.manifest import read_text
+from data.manifest import read_json, read_text
 from runtime.settings import ConfigError
 
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
@@ -56,7 +55,7 @@ def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
     """
     path = Path(source)
     try:
-        about = json.loads(read_text(path / "config.json" if path.is_dir() else path))
+        about = read_json(path / "config.json" if path.is_dir() else path)
         last = read_metrics(path / "metrics.csv")[-1] if path.is_dir() else about["final"]
         config = about.get("config", {})
         end = config["max_iters"] if path.is_dir() else None

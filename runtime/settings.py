@@ -155,10 +155,11 @@ def _values(adapted: Adapted, annotations: dict[str, Any], cls: Any, errors: lis
                 value = {entry: value}
         try:
             values[name] = value = _typed(value, annotations[name])
-            if isinstance(value, str) and value.startswith("~") and expand in _extras(annotations[name]):
-                values[name] = str(expand(value))
+            if isinstance(value, str) and expand in _extras(annotations[name]):
+                place = str(expand(value))
+                values[name] = place if value.startswith("~") else value  # "./x" is not "x"
         except (TypeError, Mistake) as error:
-            what = f"must be {error}, not {_short(value)}" if isinstance(error, TypeError) else str(error)
+            what = f"must be {error}, not {_short(value)}" if isinstance(error, TypeError) else f"= {error}"
             errors.append(f"{where}: {name} {what}")
             bad.add(name)
     return values, bad
