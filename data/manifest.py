@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises OSError, and ValueError for what is not UTF-8, not JSON or nested too deeply."""
+    """The content of a JSON file. Raises OSError, and ValueError for what is not UTF-8, not JSON or too deep."""
     try:
         return json.loads(read_text(path))
     except RecursionError:

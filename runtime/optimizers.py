@@ -314,7 +314,7 @@ class TorchOptimizers:
             if isinstance(error, RuntimeError) and (dist.is_initialized() or "memory" in str(error)):
                 raise  # of another process, or of the machine
             name, what = type(optimizer).__name__, f"{type(error).__name__}: {error}"
-            raise ConfigError(f"optimizer: a step of {name} failed ({what}); NANOMADA_TRACEBACK=1 says where") from error
+            raise ConfigError(f"optimizer: a step of {name} failed ({what}); NANOMADA_TRACEBACK=1 shows it") from error
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for optimizer in self.optimizers:
