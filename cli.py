@@ -24,6 +24,11 @@ class HelpRequested(Exception):
     """--help was given; the message is the help text."""
 
 
+def reason(error: BaseException) -> str:
+    """What an exception says: of the system's, without its number and the file's name."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with our help and without abbreviations; a mistake is one line."""
 
@@ -118,9 +123,9 @@ def _run(name: str, again: str, main: Callable[[list[str]], int | None], argv: l
 def complain(name: str, error: BaseException) -> None:
     """Print the error that ends this process. Before the process group exists, all processes of a machine have the
     same error and only the first prints it."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    text = reason(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {text}"
     elif isinstance(error, MemoryError):
         text = f"out of memory {text}".strip()
     rank = os.environ.get("RANK", "0")

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from cli import Parser, program
+from data.manifest import expand
 from study.comparison import write
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--baseline", default=None, help="label of the group to subtract, or a part of it")
     parser.add_argument("--out", type=Path, default=Path("out/compare"), help="folder of what is written")
     arguments = parser.parse_args(argv)
-    print(write(arguments.runs, arguments.out, arguments.baseline))
+    print(write([*map(expand, arguments.runs)], expand(arguments.out), arguments.baseline))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import math
 import os
 import sys
@@ -30,13 +29,13 @@ from tqdm import tqdm
 from cli import program
 from data import DataError, open_dataset, texts
 from data.corpora import ROWS
-from data.manifest import read_text, write_json
+from data.manifest import read_json, write_json
 from evaluation import perplexity
 from evaluation.perplexity import Stream, Subject, Windows
 from model import GPT
 from runtime import parallel
 from runtime.parallel import World
-from runtime.settings import ConfigError, parse
+from runtime.settings import ConfigError, Place, parse
 
 PROTOCOLS = ("paper", "strided", "lm_eval")
 STANDARD = ("openwebtext", "wikitext2", "lambada", "lambada_openai")  # `all` data sets for GPT-2's tokens
@@ -46,10 +45,10 @@ STANDARD = ("openwebtext", "wikitext2", "lambada", "lambada_openai")  # `all` da
 class Config:
     """What to measure, on what, and how."""
 
-    out_dir: Annotated[str, "folder of the run"] = "out/quickstart"
+    out_dir: Annotated[Place, "folder of the run"] = "out/quickstart"
     which: Annotated[Literal["best", "newest"], "the checkpoint with the lowest validation loss, or the last"] = "best"
     weights: Annotated[
-        str | None, "instead of a run: a folder in Hugging Face's format, or its name in DATA_MIRROR (gpt2, ...)"
+        Place | None, "instead of a run: a folder in Hugging Face's format, or its name in DATA_MIRROR (gpt2, ...)"
     ] = None
     protocol: Annotated[
         str, "paper, strided, lm_eval, several with commas, or all, which reads a text four times (strided twice): of "
@@ -63,7 +62,7 @@ class Config:
     window: Annotated[int | None, "inputs of a window (tokens); None: the model's block_size"] = None
     stride: Annotated[int | None, "of `strided`: from a window to the next (tokens); None: half a window"] = None
     batch_size: Annotated[int, "windows that a process works on at a time (count)"] = 8
-    json: Annotated[str | None, "file for the results; None: beside the checkpoint, or in the folder of weights"] = None
+    json: Annotated[Place | None, "file for the results; None: beside the checkpoint, or in the weights' folder"] = None
     device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], "of matmuls; auto: bfloat16 on a GPU that has it, as in training"
@@ -201,7 +200,7 @@ def evaluate(cfg: Config, world: World) -> list[dict[str, Any]]:
         raise ConfigError(f"window={cfg.window} is more than the model reads at a time, {block_size} tokens")
     if (cfg.stride or 0) > (cfg.window or block_size):
         raise ConfigError(f"stride={cfg.stride} leaves out text between windows of {cfg.window or block_size} tokens")
-    record = Path(os.path.expanduser(cfg.json)) if cfg.json else subject.record
+    record = Path(cfg.json) if cfg.json else subject.record
     earlier_rows(record, subject)  # refuses a record that cannot be written before it takes time
 
     def say(line: str) -> None:
@@ -249,7 +248,7 @@ def earlier_rows(path: Path, subject: Subject) -> list[dict[str, Any]]:
     try:
         if not os.access(path.parent, os.W_OK):
             raise OSError(errno.EACCES, "no such folder, or no permission")
-        found = json.loads(read_text(path))
+        found = read_json(path)
         return found["rows"] if found["model"]["sha256"] == subject.facts["sha256"] else []
     except FileNotFoundError:
         return []

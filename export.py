@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,20 +18,20 @@ from typing import Annotated, Any, Literal
 from cli import program
 from runtime import checkpoint, huggingface
 from runtime.checkpoint import CheckpointError
-from runtime.settings import parse
+from runtime.settings import Place, parse
 
 
 @dataclass(frozen=True)
 class Config:
     """From where to where."""
 
-    out_dir: Annotated[str, "folder of the run"] = "out/quickstart"
+    out_dir: Annotated[Place, "folder of the run"] = "out/quickstart"
     which: Annotated[Literal["best", "newest"], "the checkpoint with the lowest validation loss, or the last"] = "best"
-    folder: Annotated[str, "with config.json and model.safetensors; for --from_folder also a name in DATA_MIRROR"] = ""
+    folder: Annotated[Place, "with config.json, model.safetensors; --from_folder: also a name in DATA_MIRROR"] = ""
     from_folder: Annotated[bool, "the other way: write the folder's model as a checkpoint into out_dir"] = False
     one_file: Annotated[bool, "write a ckpt_*.pt into folder instead, also from a sharded checkpoint"] = False
     force: Annotated[bool, "overwrite files that are in folder already"] = False
-    dataset: Annotated[str, "for --from_folder: the data set with the checkpoint's tokenizer"] = "shakespeare"
+    dataset: Annotated[Place, "for --from_folder: the data set with the checkpoint's tokenizer"] = "shakespeare"
 
 
 def check(cfg: Config) -> Iterator[tuple[str, str]]:
@@ -45,7 +44,7 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
 
 def export(cfg: Config) -> str:
     """What was done, in words. Raises CheckpointError for what the user can put right."""
-    out_dir, folder = os.path.expanduser(cfg.out_dir), os.path.expanduser(cfg.folder)
+    out_dir, folder = cfg.out_dir, cfg.folder
     if cfg.from_folder:
         model = huggingface.load(cfg.folder)
         # "none" is not an optimizer of train.py: no run resumes from it, but one can start with these weights

@@ -9,23 +9,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
-from cli import MISTAKE, program
-from data.manifest import read_text
+from cli import MISTAKE, program, reason
+from data.manifest import expand, read_text
 from evaluation.perplexity import open_subject
 from runtime import parallel
-from runtime.settings import ConfigError, parse
+from runtime.settings import ConfigError, Place, parse
 
 
 @dataclass(frozen=True)
 class Config:
     """What to sample from, and how."""
 
-    out_dir: Annotated[str, "folder of the run"] = "out/quickstart"
+    out_dir: Annotated[Place, "folder of the run"] = "out/quickstart"
     which: Annotated[Literal["best", "newest"], "the checkpoint with the lowest validation loss, or the last"] = "best"
     prompt: Annotated[str, "what the text begins with; file:PATH reads it from a file"] = "\n"
     num_samples: Annotated[int, "texts to write (count)"] = 1
@@ -57,9 +56,9 @@ def sample(cfg: Config) -> Iterator[str]:
     prompt = cfg.prompt
     if prompt.startswith("file:"):
         try:
-            prompt = read_text(Path(prompt.removeprefix("file:")).expanduser())
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {error}") from None
+            prompt = read_text(expand(prompt.removeprefix("file:")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"prompt={cfg.prompt!r} cannot be read: {reason(error)}") from None
     ids = subject.tokenizer.encode(prompt).tolist()
     if not ids:
         raise ConfigError("the prompt is empty: give it at least one character")

@@ -31,7 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cli import DIVERGED, Mistake, Parser, program
-from data.manifest import read_text
+from data.manifest import expand, read_json, read_text
 from runtime.optimizers import adapt
 from runtime.settings import read_files
 from study import comparison
@@ -138,14 +138,17 @@ class Sweep:
     def __init__(self, options: argparse.Namespace, runner: Runner) -> None:
         if options.jobs < 1:
             raise Mistake(f"jobs={options.jobs} must be 1 or more")
-        self.options, self.runner, self.out = options, runner, options.out
+        self.options, self.runner, self.out = options, runner, expand(options.out)
         self.files = read_files(options.configs)
         runner.lock(self.out / ".lock")
         self.state_path = self.out / "sweep.json"
         runner.share_cores(options.jobs)
         self.exits: dict[str, int] = {}  # exit codes of the runs that ended, by folder
         if self.state_path.is_file():
-            self.exits = json.loads(read_text(self.state_path))
+            try:
+                self.exits = dict(read_json(self.state_path))
+            except (TypeError, ValueError) as error:
+                raise Mistake(f"{self.state_path} is not what sweep.py wrote ({error}): move it away") from None
 
     def run(self, arguments: Sequence[str]) -> int:
         """Everything: the plan, the runs, the comparison; the exit code."""
@@ -170,8 +173,13 @@ class Sweep:
         seeds = [{"seed": seed} for seed in lists.get("seed", ())] or [{}]
         others = {name: values for name, values in lists.items() if name != "seed"}
         if self.options.runs:
-            lines = read_text(self.options.runs).splitlines()
+            try:
+                lines = read_text(expand(self.options.runs)).splitlines()
+            except ValueError as error:
+                raise Mistake(f"--runs={self.options.runs} is not UTF-8 text ({error})") from None
             found = [lists_of(line.split()) for line in lines if line.strip() and not line.startswith("#")]
+            if not found:
+                raise Mistake(f"--runs={self.options.runs} holds no run: write one's settings a line")
             base = [{name: values[0] for name, values in {**others, **point}.items()} for point in found]
             self.named = list(dict.fromkeys([*self.named, *(name for point in found for name in point)]))
         elif self.options.trials:

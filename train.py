@@ -30,7 +30,7 @@ from model import GPT, IGNORE
 from runtime import checkpoint, graph, optimizers, parallel, signals, start
 from runtime.parallel import World
 from runtime.recorder import Clock, Recorder, prepare_out_dir
-from runtime.settings import Count, Natural, NonNegative, parse  # int >= 1, int >= 0, float >= 0
+from runtime.settings import Count, Natural, NonNegative, Place, parse  # int >= 1, int >= 0, float >= 0, a path
 from runtime.spikes import Rollback, Spikes, Stop, stopped
 
 
@@ -40,10 +40,10 @@ class Config:
 
     adapt, more_help = staticmethod(optimizers.adapt), staticmethod(optimizers.table)  # hooks of `parse`
     # the run
-    out_dir: Annotated[str, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
-    init_from: Annotated[str, "scratch; resume: out_dir's newest checkpoint; auto: either; or a path"] = "scratch"
+    out_dir: Annotated[Place, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
+    init_from: Annotated[Place, "scratch; resume: out_dir's newest checkpoint; auto: either; or a path"] = "scratch"
     weights: Annotated[
-        str | None, "start with gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in their format"] = None  # fmt: skip
+        Place | None, "start with gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in their format"] = None
     seed: Annotated[Natural, "fixes weights, batches and dropout"] = 1337
     max_iters: Annotated[Count, "length of the run (steps)"] = 100_000
     log_interval: Annotated[Count, "between two rows of metrics (steps)"] = 10
@@ -59,7 +59,7 @@ class Config:
     wandb_project: Annotated[str, "project there"] = "nanomada"
     wandb_run_name: Annotated[str | None, "name of the run there; None lets it choose one"] = None
     # data
-    dataset: Annotated[str, "a folder of data/, or the path of a prepared one"] = "openwebtext"
+    dataset: Annotated[Place, "a folder of data/, or the path of a prepared one"] = "openwebtext"
     verify_data: Annotated[bool, "read the whole data set first: checksums, ids within the vocabulary"] = False
     batch_size: Annotated[Count, "sequences in a micro-batch of one process"] = 12
     gradient_accumulation_steps: Annotated[Count, "micro-batches in a step, over all processes together"] = 40
@@ -74,7 +74,7 @@ class Config:
     # optimizer
     optimizer: Annotated[str, "a rule (below), or path/to/file.py:ClassName (executed), or package:ClassName"] = "mada"
     coefficients: Annotated[dict[str, Any], "where they start, or --NAME=VALUE"] = field(default_factory=dict)
-    coefficients_from: Annotated[str | None, "a finished run's out_dir or record, to start with its last ones"] = None
+    coefficients_from: Annotated[Place | None, "a finished run's out_dir or record, to start with its end"] = None
     hyper_lr: Annotated[dict[str, float], "rates of coefficients, {NAME: rate}, or one"] = field(default_factory=dict)
     hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
     hyper_optimizer: Annotated[Literal["sgd", "sign", "adam"], "of the coefficients; the paper's is sgd"] = "sgd"
@@ -215,10 +215,9 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
     recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
     for line in filter(None, [no_compiler, *optimizers.notes(optimizer, cfg), *begin.lines()]):
         recorder.say(line)
-    clock = Clock(begin.seconds, begin.step)
-    val_losses = [found.val_loss for found in checkpoint.find(cfg.out_dir) if found.val_loss is not None]
-    return Run(cfg, dataset, model, net, optimizer, update, recorder, begin.spikes, clock, world, begin.step,
-               begin.unlogged, val_losses)  # fmt: skip
+    val_losses = world.first([it.val_loss for it in checkpoint.find(cfg.out_dir) if it.val_loss is not None])
+    return Run(cfg, dataset, model, net, optimizer, update, recorder, begin.spikes, Clock(begin.seconds, begin.step),
+               world, begin.step, begin.unlogged, val_losses)  # fmt: skip
 
 
 def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop | Rollback | None:
@@ -263,7 +262,8 @@ def after_step(run: Run, loss: torch.Tensor) -> Stop | Rollback | None:
         leaving = val_loss is None
     if log and not leaving:
         run.recorder.write(step, train_loss, val_loss, learning_rate(step, cfg), run.clock.seconds(), speed)
-        if outcome := run.spikes.judge(step, train_loss, int(run.optimizer.skipped), cfg, run.recorder.say):
+        skipped = int(run.optimizer.skipped)
+        if outcome := run.spikes.judge(step, train_loss, skipped, cfg, run.recorder.say, world.first):
             run.recorder.close()
             return outcome
 
@@ -286,7 +286,7 @@ def save(run: Run, val_loss: float | None, pending_loss: float | None) -> None:
     if run.world.rank and not run.world.sharded:
         return
     write = checkpoint.save_shards if run.world.sharded else checkpoint.save
-    with optimizers.evaluating(run.optimizer):
+    with run.clock.paused(), optimizers.evaluating(run.optimizer):
         content = {
             "config": dataclasses.asdict(run.cfg),
             "model_config": dataclasses.asdict(run.model.config),

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cli import Mistake
+from cli import Mistake, reason
 
 FORMAT = 1
 DTYPE = np.dtype("<u2")
@@ -30,11 +30,14 @@ class DataError(Mistake):
 
 
 def expand(path: str | Path) -> Path:
-    """The path with ~ and ~user replaced by the home folder. Raises DataError where there is no such user."""
+    """The path with ~ and ~user replaced by the home folder. Raises DataError where there is no such user, and for
+    characters that no path can have."""
     try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError("it has a NUL character")
         return Path(path).expanduser()
-    except RuntimeError as e:
-        raise DataError(f"{path}: {e}") from None
+    except (RuntimeError, ValueError) as e:
+        raise DataError(f"{str(path)!r} is no path: {e}") from None
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise DataError(f"{e.filename or path} cannot be read: {e.strerror or e}") from None
+        raise DataError(f"{e.filename or path} cannot be read: {reason(e)}") from None
 
 
 def read_text(path: Path) -> str:
@@ -51,6 +54,22 @@ def read_text(path: Path) -> str:
     if path.exists() and not path.is_file():
         raise OSError(0, "not a regular file", str(path))
     return path.read_bytes().decode()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises OSError, and ValueError for what is not UTF-8, not JSON or too deep."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder to write to, if need be. Raises DataError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"{folder} cannot be written ({reason(e)}): name another folder") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -85,12 +104,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(read_text(path))
+        manifest = read_json(path)
     except FileNotFoundError:
         raise DataError(f"{folder} holds no prepared data (no manifest.json)") from None
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from None
-    except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, nested too deeply
+    except ValueError as e:
         raise DataError(f"{path} is not valid JSON ({e}): {AGAIN}") from None
     try:
         problem = next(_problems(path, manifest), None)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from cli import Parser, program
+from cli import Parser, program, reason
 from data import manifest as manifests
 from data.manifest import DTYPE, DataError
 from data.tokenizer import CharTokenizer, Tokenizer
@@ -100,7 +100,7 @@ def prepare(
                 manifests.verify(folder, found)
                 print(f"{source.name}: prepared already, every shard has its checksum -> {folder}", file=sys.stderr)
     except OSError as e:
-        raise DataError(f"{e.filename or folder}: {e.strerror or e}{REMEDIES.get(e.errno or 0, '')}") from e
+        raise DataError(f"{e.filename or folder}: {reason(e)}{REMEDIES.get(e.errno or 0, '')}") from e
 
 
 @contextmanager
@@ -175,9 +175,10 @@ class _Shards:
         self.state: dict[str, Any] = {"recipe": json.loads(json.dumps(recipe)), "records": 0, "splits": {}}
         if (progress := folder / "progress.json").exists():
             try:
-                self._go_on(json.loads(progress.read_text(encoding="utf-8")))
-            except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as e:
-                print(f"{folder}: cannot go on with what was prepared there ({e}); starting afresh", file=sys.stderr)
+                self._go_on(manifests.read_json(progress))
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+                what = f"cannot go on with what was prepared there ({reason(e)})"
+                print(f"{folder}: {what}; starting afresh", file=sys.stderr)
                 _remove_shards(folder)
 
     def _go_on(self, found: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ end with a newline, in place of GPT-2's end-of-text. --overwrite makes a set aga
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -22,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.documents import RECORDS, Documents, border_after, find_files
-from data.manifest import DataError
+from data.manifest import DataError, expand
 from data.preparation import ArgumentParser, Record, Source
 from data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
 
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--skip_bad", action="store_true", help="leave out broken lines, and count them")
     parser.run(
         lambda a: source(
-            a.input, Path(a.out).expanduser().resolve().name, a.key, a.val_fraction, a.seed, a.skip_bad, a.tokenizer
+            a.input, Path(os.path.abspath(expand(a.out))).name, a.key, a.val_fraction, a.seed, a.skip_bad, a.tokenizer
         )
     )
 

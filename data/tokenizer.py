@@ -100,7 +100,7 @@ def gpt2_encoding() -> "tiktoken.Encoding":
     import tiktoken
 
     if given := os.environ.get("TIKTOKEN_CACHE_DIR") or mirrored("tiktoken_cache"):
-        os.environ["TIKTOKEN_CACHE_DIR"] = str(expand(given).resolve())
+        os.environ["TIKTOKEN_CACHE_DIR"] = os.path.abspath(expand(given))
     try:
         return tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as e:  # no network; a download with another checksum

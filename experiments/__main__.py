@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import experiments
 from cli import Mistake, Parser, program
+from data.manifest import expand
 from study.runner import Runner
 
 from . import EXPERIMENTS
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     elif arguments.command == "report":
         from .report import write_report, write_results
 
-        for path in write_report(list(EXPERIMENTS.values()), arguments.folder):
+        for path in write_report(list(EXPERIMENTS.values()), expand(arguments.folder)):
             print(path)
         if arguments.folder == HERE:
             print(write_results(EXPERIMENTS["table2"]))

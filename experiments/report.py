@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from data.manifest import make_folder
 from study.page import Table, Text, markdown_table, render, rich, whole_page
 
 from . import verdicts
@@ -45,8 +46,8 @@ OPENING = (
 def write_report(experiments: Sequence[Experiment], folder: Path = HERE) -> list[Path]:
     """Write folder/report.md (pictures in folder/figures) and folder/report.html (pictures inside); return them."""
     figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    for old in figures.glob("*.png"):
+    make_folder(figures)
+    for old in figures.glob("*.png") if folder == HERE else ():  # elsewhere it may be anyone's
         old.unlink()
     header = ["experiment", "name", *(f"recorded, {scale}" for scale in SCALES)]
     overview, linked = render(Table(header, [state(experiment) for experiment in experiments]), figures)

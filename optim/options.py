@@ -193,7 +193,7 @@ def number(name: str, value: Any) -> float:
     try:
         if not isinstance(value, str):
             return float(value)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several numbers
         pass
     raise ValueError(f"{name} = {value!r} must be a number")
 

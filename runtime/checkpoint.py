@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from cli import Mistake
-from data.manifest import read_text
+from data.manifest import read_json
 from model import GPT, GPTConfig
 from optim.flat import share, whole
 
@@ -352,8 +352,9 @@ def _described(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(path, facts["step"], facts["val_loss"], facts["size"], facts["sha256"])
         files = [path / name for name in facts["files"]] if path.is_dir() else [path]
         complete = sum(file.stat().st_size for file in files) == checkpoint.size
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{path} has no valid json beside it") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        what = "has no valid json beside it" if os.path.lexists(path) else "does not exist"
+        raise CheckpointError(f"{path} {what}") from None
     if not complete:
         raise CheckpointError(f"{path} is truncated")
     return checkpoint
@@ -362,7 +363,7 @@ def _described(path: Path) -> Checkpoint:
 def _facts(path: Path) -> dict[str, Any]:
     """The json beside a checkpoint. Raises ValueError, TypeError, AttributeError or KeyError if it is not what was
     written: `check` covers all fields, those of earlier versions have none."""
-    facts = json.loads(read_text(path.with_suffix(".json")))
+    facts = read_json(path.with_suffix(".json"))
     if "check" in facts and facts.pop("check") != _check(facts):
         raise ValueError("check")
     number = f"ckpt_{facts['step']:06d}"

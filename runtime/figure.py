@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cli import Mistake
+from cli import Mistake, reason
+from data.manifest import expand
 from runtime.records import coefficient_columns, read_metrics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart. A coefficient has the same colour in all figures.
@@ -44,13 +45,13 @@ def draw(out_dir: str | Path) -> Path:
     Raises:
         Mistake: metrics.csv cannot be read or has no row yet, or figure.png cannot be written.
     """
-    path = Path(out_dir).expanduser() / "metrics.csv"
+    path = expand(out_dir) / "metrics.csv"
     try:
         rows = read_metrics(path)
     except (FileNotFoundError, NotADirectoryError):
         raise Mistake(f"{path} does not exist: give the out_dir of a run") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Mistake(f"{path} cannot be read ({getattr(error, 'strerror', error)})") from None
+        raise Mistake(f"{path} cannot be read ({reason(error)})") from None
     if not rows:
         raise Mistake(f"{path} has no row yet: try again when the run has taken some steps")
     target, temporary = path.with_name("figure.png"), path.with_name(".figure.png.tmp")
@@ -60,7 +61,7 @@ def draw(out_dir: str | Path) -> Path:
         if (tensors := path.with_name("tensors.csv")).exists():
             make_picture(read_metrics(tensors), str(out_dir)).savefig(path.with_name("tensors.png"), dpi=150)
     except OSError as error:
-        raise Mistake(f"{target} cannot be written ({error.strerror})") from None
+        raise Mistake(f"{target} cannot be written ({reason(error)})") from None
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise Mistake(f"{path} is not the metrics of a run ({type(error).__name__}: {error})") from None
     return target

@@ -21,9 +21,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cli import reason
 from data import DataError
 from data.download import mirrored
-from data.manifest import read_text
+from data.manifest import read_json
 from data.tokenizer import GPT2Tokenizer, gpt2_encoding
 from model import GPT, GPTConfig
 from runtime.checkpoint import CheckpointError
@@ -109,7 +110,7 @@ def save(model: GPT, folder: str | Path, overwrite: bool = False) -> bool:
         for name, content in (files | {"config.json": (json.dumps(facts, indent=2) + "\n").encode()}).items():
             (folder / name).write_bytes(content)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be written ({error})") from None
+        raise CheckpointError(f"{folder} cannot be written ({reason(error)})") from None
     return bool(files)
 
 
@@ -134,7 +135,7 @@ def load(
         tensors = {key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}": tensor
                    for key, tensor in load_file(path).items() if not MASKS.fullmatch(key)}  # fmt: skip
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is truncated, unreadable or not a safetensors file ({error})") from None
+        raise CheckpointError(f"{path} is truncated, unreadable or not a safetensors file ({reason(error)})") from None
     if missing := next((name for name, _ in tensors_of(stored) if name not in tensors), None):
         raise CheckpointError(f"{path} lacks {missing}, which config.json calls for")
     head, embedding = tensors.pop("lm_head.weight", None), tensors["transformer.wte.weight"]
@@ -166,6 +167,8 @@ def _weights_file(folder: Path) -> Path:
     """model.safetensors of a folder that has a config.json. Raises CheckpointError, naming other forms of weights."""
     path = folder / WEIGHTS
     if os.path.lexists(path):
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file")
         return path
     others = sorted(found.name for found in folder.glob("*") if found.suffix in (".safetensors", ".bin"))
     if not others:
@@ -199,7 +202,7 @@ def find(name: str | Path) -> Path:
     if folder := _folder(name):
         return folder
     repository = str(name) if "/" in str(name) else f"openai-community/{name}"  # OpenAI's have one-word names
-    reason, revision = "it is neither a folder with config.json nor one in DATA_MIRROR", RELEASED.get(str(name))
+    why, revision = "it is neither a folder with config.json nor one in DATA_MIRROR", RELEASED.get(str(name))
     if revision:
         from huggingface_hub import hf_hub_download  # half a second, only needed here
 
@@ -207,9 +210,10 @@ def find(name: str | Path) -> Path:
             paths = [hf_hub_download(repository, file, revision=revision) for file in ("config.json", WEIGHTS)]
             return Path(paths[0]).parent
         except (OSError, ValueError) as error:  # the base classes of its errors
-            reason = f"no folder of that name, none in DATA_MIRROR, and no download ({str(error).splitlines()[0]})"
+            first = reason(error).partition("\n")[0]
+            why = f"no folder of that name, none in DATA_MIRROR, and no download ({first})"
     raise CheckpointError(
-        f"no weights {str(name)!r}: {reason}. For released ones, on a machine with internet: `hf download {repository} "
+        f"no weights {str(name)!r}: {why}. For released ones, on a machine with internet: `hf download {repository} "
         f"config.json {WEIGHTS}{f' --revision {revision}' if revision else ''} --local-dir mirror/{name}`, and set "
         "DATA_MIRROR to that `mirror`")
 
@@ -222,8 +226,7 @@ def _folder(name: str | Path) -> Path | None:
                 if folder and stat.S_ISREG((folder / "config.json").stat().st_mode):
                     return folder
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", error)
-        raise CheckpointError(f"the weights {str(name)!r} cannot be read ({reason})") from None
+        raise CheckpointError(f"the weights {str(name)!r} cannot be read ({reason(error)})") from None
     return None
 
 
@@ -231,7 +234,7 @@ def _config(folder: Path) -> GPTConfig:
     """As it was saved."""
     path = folder / "config.json"
     try:
-        facts = json.loads(read_text(path))
+        facts = read_json(path)
         if {"config", "commit"} <= facts.keys():  # written by train.py
             raise CheckpointError(f"{folder} is a run of train.py, not a folder in Hugging Face's format: name it with "
                                   f"--out_dir={folder} (train.py goes on with --init_from=resume, or from the path of "
@@ -254,8 +257,8 @@ def _config(folder: Path) -> GPTConfig:
         raise
     except KeyError as error:
         raise CheckpointError(f"{path} has no entry {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no description of a GPT-2 ({error})") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no description of a GPT-2 ({reason(error)})") from None
 
 
 def _some(names: list[str]) -> str:

@@ -56,9 +56,12 @@ class Memory:
 
 @functools.cache
 def shapes(config: GPTConfig) -> tuple[list[torch.Size], list[torch.Size]]:
-    """Shapes of the parameters of a block, and of all others (the tied one once)."""
-    with torch.device("meta"):
-        model = GPT(replace(config, n_layer=1))  # fast whatever n_layer is
+    """Shapes of the parameters of a block, and of all others (the tied one once). Raises MemoryError."""
+    try:
+        with torch.device("meta"):
+            model = GPT(replace(config, n_layer=1))  # fast whatever n_layer is
+    except RuntimeError as error:  # a size beyond 2**63 bytes
+        raise MemoryError(str(error)) from None
     block = {id(p) for p in model.blocks.parameters()}
     return [p.shape for p in model.blocks.parameters()], [p.shape for p in model.parameters() if id(p) not in block]
 

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from data.manifest import expand
 from model import GPT, GPTConfig
 from optim import OPTIMIZERS, RuleOptimizer
 from runtime.records import final_coefficients
@@ -61,7 +63,7 @@ def _import(module: str) -> Any:
     """Import a module by its dotted name or by the path of its file."""
     if not module.endswith(".py"):
         return importlib.import_module(module)
-    path = Path(module).expanduser().resolve()
+    path = expand(module).resolve()
     name = str(path)  # as the module's name, it cannot collide with another module
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -124,7 +126,7 @@ def adapt(settings: list[Setting]) -> Adapted:
             setting = setting._replace(value=dict.fromkeys(rule.learns or rule.table, setting.value))
         if not entry and field != "coefficients":  # replaces earlier settings and their errors
             errors[field] = []
-        if not entry and not isinstance(setting.value, dict):
+        if not entry and not (isinstance(setting.value, dict) and all(isinstance(k, str) for k in setting.value)):
             merged[field] = defaults[field] if setting.value is None else setting.value
             continue
         foreign = bool(setting.file) and written_for[setting.file] != spec
@@ -153,7 +155,7 @@ def _spec(setting: Setting) -> str:
     """The value of an `optimizer` setting; the path of a rule may be relative to the config file."""
     path, colon, name = str(setting.value).rpartition(":")
     beside = Path(setting.file).parent / path
-    if colon and path.endswith(".py") and setting.file and not Path(path).expanduser().exists() and beside.exists():
+    if colon and path.endswith(".py") and setting.file and not expand(path).exists() and beside.exists():
         return f"{beside}:{name}"
     return str(setting.value)
 
@@ -305,8 +307,14 @@ class TorchOptimizers:
         parameters = [p for group in self.param_groups for p in group["params"]]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.skipped = 0 if torch.isfinite(self.grad_norm) else self.skipped + 1
-        for optimizer in self.optimizers if not self.skipped else ():
-            optimizer.step()
+        try:
+            for optimizer in self.optimizers if not self.skipped else ():
+                optimizer.step()
+        except Exception as error:  # of any type: it is code of others
+            if isinstance(error, RuntimeError) and (dist.is_initialized() or "memory" in str(error)):
+                raise  # of another process, or of the machine
+            name, what = type(optimizer).__name__, f"{type(error).__name__}: {error}"
+            raise ConfigError(f"optimizer: a step of {name} failed ({what}); NANOMADA_TRACEBACK=1 shows it") from error
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for optimizer in self.optimizers:

@@ -85,6 +85,13 @@ class World:
         """Whether any of the processes passes `asked`. Synchronizes."""
         return self.sum(torch.zeros((), device=self.device), asked)[1]
 
+    def first(self, value: Any) -> Any:
+        """Rank 0's value, on every process: what each finds on the disk by itself may differ."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
     def require_same(self, facts: dict[str, Any]) -> None:
         """Raise a ConfigError on every process if any of the facts differs between them; also a barrier."""
         theirs = [facts] * self.size

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -160,7 +160,7 @@ class MetricsFile:
         if there.startswith(self._unwritten):
             os.truncate(path, len(self._unwritten))  # needs no space
             self._unwritten = b""
-        elif self._unwritten.startswith(there) and (path.is_file() or not path.exists()):
+        elif self._unwritten.startswith(there) and (path.is_file() or not os.path.lexists(path)):
             self._unwritten = self._unwritten[len(there) :]
         else:
             previous = _set_aside(path.parent, [path])
@@ -284,6 +284,13 @@ class Clock:
 
     def restart(self, step: int) -> None:
         self._step, self._since = step, time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no training."""
+        begun = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begun
 
     def seconds(self) -> float:
         return time.perf_counter() - self._began

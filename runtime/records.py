@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from data.manifest import read_text
+from cli import reason
+from data.manifest import read_json, read_text
 from runtime.settings import ConfigError
 
 COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss", "lr", "grad_norm")
@@ -39,8 +39,8 @@ def rows_until(path: Path, step: int) -> str:
         if {line.count(",") for line in kept} - {line.count(",") for line in lines[:1]}:
             raise ValueError("rows of other lengths than the header")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({error}), and a checkpoint of an earlier version has no copy of it: "
-                          "repair it, or move it away") from None  # fmt: skip
+        raise ConfigError(f"{path} is damaged ({reason(error)}), and a checkpoint of an earlier version has no copy of "
+                          "it: repair it, or move it away") from None  # fmt: skip
     return "".join(lines[:1] + kept)
 
 
@@ -53,9 +53,9 @@ def final_coefficients(source: str, names: Collection[str]) -> dict[str, float]:
     Raises:
         ConfigError: the run or record does not exist, is not finished, or has other coefficients.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     try:
-        about = json.loads(read_text(path / "config.json" if path.is_dir() else path))
+        about = read_json(path / "config.json" if path.is_dir() else path)
         last = read_metrics(path / "metrics.csv")[-1] if path.is_dir() else about["final"]
         config = about.get("config", {})
         end = config["max_iters"] if path.is_dir() else None

@@ -7,7 +7,8 @@ literal or arithmetic on numbers. `base = "other.py"` (relative to the file) inh
 Later settings override earlier ones: base, file, next file, command line.
 
 A field is declared as `name: Annotated[type, "meaning (unit)"] = default`. Types: str, int, float, bool, Literal,
-dict[str, float], dict[str, Any], None and unions of these; Count, Natural and NonNegative have a minimum.
+dict[str, float], dict[str, Any], None and unions of these; Count, Natural and NonNegative have a minimum, the ~ of
+a Place is expanded.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from cli import HelpRequested, Mistake
-from data.manifest import read_text
+from cli import HelpRequested, Mistake, reason
+from data.manifest import expand, read_text
 
 T = TypeVar("T")
 OPERATORS: dict[type, Callable] = {
@@ -51,6 +52,7 @@ class AtLeast(NamedTuple):
 Count = Annotated[int, AtLeast(1)]
 Natural = Annotated[int, AtLeast(0)]
 NonNegative = Annotated[float, AtLeast(0)]
+Place = Annotated[str, expand]  # a path, or a name
 
 
 class ConfigError(Mistake):
@@ -98,7 +100,7 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
     if "--help" in arguments or "-h" in arguments:
         raise HelpRequested(_help(config, annotations, program) + getattr(cls, "more_help", str)())
     for name, annotation in annotations.items():
-        value, low = getattr(config, name), _minimum(annotation)
+        value, low = getattr(config, name), next((x.low for x in _extras(annotation) if isinstance(x, AtLeast)), None)
         if low is not None and value is not None and value < low and name not in bad:
             errors.append(f"{name}={value} must be {low} or more")
             bad.add(name)
@@ -117,7 +119,7 @@ def read_files(paths: Iterable[str | Path], overrides: dict[str, Any] | None = N
                adapt: Callable[[list[Setting]], Adapted] = Adapted) -> dict[str, Any]:  # fmt: skip
     """{name: value} of config files, their bases and then `overrides`, without types. Raises ConfigError."""
     errors: list[str] = []
-    settings = [setting for path in paths for setting in _file_settings(Path(path), errors, ())]
+    settings = [setting for path in paths for setting in _file_settings(expand(path), errors, ())]
     settings += [Setting(f"--{key}={value}", key, value) for key, value in (overrides or {}).items()]
     adapted = adapt(settings)
     if errors := [*errors, *adapted.errors]:
@@ -152,9 +154,13 @@ def _values(adapted: Adapted, annotations: dict[str, Any], cls: Any, errors: lis
             else:
                 value = {entry: value}
         try:
-            values[name] = _typed(value, annotations[name])
-        except TypeError as error:
-            errors.append(f"{where}: {name} must be {error}, not {_short(value)}")
+            values[name] = value = _typed(value, annotations[name])
+            if isinstance(value, str) and expand in _extras(annotations[name]):
+                place = str(expand(value))
+                values[name] = place if value.startswith("~") else value  # "./x" is not "x"
+        except (TypeError, Mistake) as error:
+            what = f"must be {error}, not {_short(value)}" if isinstance(error, TypeError) else f"= {error}"
+            errors.append(f"{where}: {name} {what}")
             bad.add(name)
     return values, bad
 
@@ -163,7 +169,7 @@ def _settings(arguments: list[str], annotations: dict, errors: list[str]) -> Ite
     """The settings of the files, then of the command line."""
     for argument in arguments:
         if not argument.startswith("-"):
-            yield from _file_settings(Path(argument).expanduser(), errors, ())
+            yield from _file_settings(expand(argument), errors, ())
     for argument in arguments:
         if argument in ("--help", "-h") or not argument.startswith("-"):
             continue
@@ -183,12 +189,12 @@ def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Ite
     try:
         tree = ast.parse(read_text(path), filename=str(path))
     except OSError as error:
-        errors.append(f"{path}: cannot be read ({error.strerror})")
+        errors.append(f"{path}: cannot be read ({reason(error)})")
         return
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        errors.append(f"{path}: cannot be parsed ({error})")
+        errors.append(f"{path}: cannot be parsed ({reason(error)})")
         return
-    settings = []
+    settings: list[Setting] = []
     for node in tree.body:
         where = f"{path}:{node.lineno}"
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -199,14 +205,14 @@ def _file_settings(path: Path, errors: list[str], seen: tuple[Path, ...]) -> Ite
         key = node.targets[0].id
         try:
             settings.append(Setting(where, key, _evaluate(node.value), str(path)))
-        except (ValueError, ArithmeticError, RecursionError) as error:
+        except (ValueError, ArithmeticError, TypeError, RecursionError) as error:
             errors.append(f"{where}: {key} must be a literal or arithmetic on numbers ({error})")
     for where, key, value, _ in settings:
         if key == "base":
-            if isinstance(value, str):
-                yield from _file_settings(path.parent / value, errors, (*seen, path))
+            if isinstance(value, str) and [one.key for one in settings].count("base") == 1:
+                yield from _file_settings(path.parent / expand(value), errors, (*seen, path))
             else:
-                errors.append(f"{where}: base must be the name of a config file, not {value!r}")
+                errors.append(f"{where}: base must be the name of one config file, not {value!r}")
     yield from (setting for setting in settings if setting.key != "base")
 
 
@@ -239,7 +245,7 @@ def _from_text(text: str, annotation: Any) -> Any:
         return text == "true"
     try:
         return _evaluate(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, ArithmeticError, TypeError, RecursionError, MemoryError):
         return text  # of the wrong type, which `_typed` reports
 
 
@@ -255,11 +261,10 @@ def _choices(annotation: Any) -> list:
     return [annotation]
 
 
-def _minimum(annotation: Any) -> int | None:
-    """The AtLeast of an annotation or of a member of its union."""
+def _extras(annotation: Any) -> list:
+    """The metadata of an annotation and of the members of its union."""
     members = (annotation, *typing.get_args(typing.get_args(annotation)[0]))
-    metadata = [extra for member in members for extra in getattr(member, "__metadata__", ())]
-    return next((extra.low for extra in metadata if isinstance(extra, AtLeast)), None)
+    return [extra for member in members for extra in getattr(member, "__metadata__", ())]
 
 
 def _typed(value: Any, annotation: Any) -> Any:

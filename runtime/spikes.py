@@ -73,8 +73,8 @@ class Spikes:
         self.recent = [*self.recent, loss][-WINDOW:]
         return description
 
-    def judge(self, step: int, loss: float, skipped_steps: int, cfg: Any, say: Callable[[str], None]
-              ) -> Stop | Rollback | None:  # fmt: skip
+    def judge(self, step: int, loss: float, skipped_steps: int, cfg: Any, say: Callable[[str], None],
+              first: Callable[[Any], Any]) -> Stop | Rollback | None:  # fmt: skip
         """Whether the run stops or rolls back after a step, as too many gradients were not finite or the loss spiked.
 
         Args:
@@ -82,6 +82,7 @@ class Spikes:
             skipped_steps: consecutive steps that the optimizer skipped because the gradient was not finite.
             cfg: has out_dir, max_skipped, spike_deviations, on_spike.
             say: prints a line.
+            first: gives all processes the first one's value.
         """
         if skipped_steps >= cfg.max_skipped:
             last = _last(find(cfg.out_dir))
@@ -92,7 +93,7 @@ class Spikes:
             return None
         say(f"step {step}: a loss spike: {description}")
         # Only checkpoints of validations: they exist whether or not signals made the run save at other steps.
-        good = [found for found in find(cfg.out_dir) if found.val_loss is not None and found.step < step]
+        good = first([found for found in find(cfg.out_dir) if found.val_loss is not None and found.step < step])
         returns = sum(after == good[-1].step for after, _ in self.skipped) if good else 0
         if cfg.on_spike == "stop" or (cfg.on_spike == "skip" and returns == RETURNS):
             again = f" again, after skipping batches {RETURNS} times" if cfg.on_spike == "skip" else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import Mistake
+from data.manifest import make_folder
 from runtime.movement import Movement, describe, movement
 from study.page import COLORS, Block, Figure, Table, Text, render, whole_page
 from study.pictures import caption, draw, size
@@ -35,7 +36,7 @@ def write(paths: Iterable[Path], out: Path, baseline: str | None = None) -> str:
     figure = Figure("compare", words, partial(draw, grouping, base, drawn), size(grouping, drawn))
     notes = [introduction(grouping, base), *advice(grouping.groups)]
     blocks: list[Block] = [Text(notes[0]), table, figure, *map(Text, notes[1:])]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     content = {"baseline": base.label, "differs": grouping.differs, "also_differ": grouping.implied, "groups": rows,
                "left_out": grouping.left_out}  # fmt: skip
     (out / "compare.json").write_text(json.dumps(without_nan(content), indent=1) + "\n", encoding="utf-8")

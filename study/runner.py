@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from cli import Mistake
+from data.manifest import make_folder
 
 
 class Runner:
@@ -31,7 +32,7 @@ class Runner:
 
     def lock(self, path: Path) -> None:
         """Wait until no other process has this lock, and no command that one left running when it was killed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._lock = os.open(path, os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import Mistake
-from data.manifest import read_text
+from data.manifest import read_json
 from runtime.records import coefficient_columns, read_metrics
 
 from .statistics import mean
@@ -124,13 +124,14 @@ def read_result(path: Path) -> Result:
     """A run from its out_dir, or from its record. Raises Mistake for what is neither."""
     try:
         if path.is_dir():
-            about = json.loads(read_text(path / "config.json"))
+            about = read_json(path / "config.json")
             rows = read_rows(path / "metrics.csv") if (path / "metrics.csv").is_file() else []
         else:
-            about = json.loads(read_text(path))
+            about = read_json(path)
             columns = about.get("curves", {})
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         config, steps = flat(about["config"]), int(about["config"]["max_iters"])
+        config |= {"seed": int(config["seed"]), "optimizer": str(config["optimizer"])}
         if path.is_dir():
             step = int(rows[-1]["step"] or 0) if rows else 0
             final = final_values(rows, steps) | {"seconds": rows[-1]["seconds"]} if step == steps else {}

@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,33 @@ from processes import small_run
 
 from data import preparation
 from data.tokenizer import CharTokenizer
+from runtime import figure
 
 torch.set_num_threads(1)
 
 WORDS = ["the", "adaptive", "optimizer", "learns", "its", "own", "coefficients", "while", "it", "trains", "a", "model"]
+
+
+DRAW = figure.draw
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Runs that end in this process leave an empty picture: a real one takes a second."""
+
+    def draw(out_dir: Path) -> Path:
+        (path := Path(out_dir, "figure.png")).touch()
+        return path
+
+    figure.draw = draw  # type: ignore[assignment]
+    yield
+    figure.draw = DRAW
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their picture."""
+    monkeypatch.setattr(figure, "draw", DRAW)
 
 
 @pytest.fixture(scope="session")

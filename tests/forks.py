@@ -3,8 +3,9 @@
     python tests/forks.py < jobs, one JSON a line > what came of each, one JSON a line
 
 A job: {"argv": ["train.py", ...], "seconds": until it is killed, "out": what its standard output is, "env": {...},
-"cwd": its folder, "patch": code that it begins with, "to the end": whether Python ends as it always does}, or a list of
-jobs that run at the same time. Its answer: {"code": ..., "out": ..., "err": ..., "seconds": ...}, or a list.
+"cwd": its folder, "patch": code that it begins with, "drawn": whether a run draws its picture, which takes a second,
+"to the end": whether Python ends as it always does}, or a list of jobs that run at the same time. Its answer:
+{"code": ..., "out": ..., "err": ..., "seconds": ...}, or a list.
 """
 
 import json
@@ -19,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import matplotlib.backends.backend_agg  # noqa: F401
 import torch
 import torch._dynamo
 
@@ -55,6 +57,8 @@ def become(job: dict, out: str, err: str) -> None:
     sys.stdout = None if job.get("out") == "closed" else open(1, "w", closefd=False)  # noqa: SIM115
     os.environ |= job.get("env", {})
     os.chdir(job.get("cwd", "."))
+    if job["argv"][0] == "train.py" and not job.get("drawn"):
+        figure.draw = lambda out_dir: Path(out_dir, "figure.png")
     exec(job.get("patch", ""))
     if encoding := job.get("env", {}).get("PYTHONIOENCODING"):
         sys.stdout.reconfigure(encoding=encoding)

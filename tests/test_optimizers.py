@@ -252,6 +252,7 @@ def test_the_gradients_of_a_torch_optimizer_are_zeroed_or_forgotten_as_asked() -
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_with_a_torch_optimizer_is_the_same_as_with_ours(small: list[str], tmp_path: Path) -> None:
     common = [*small, "--hyper_lr=None", "--hyper_momentum=0.0", "--grad_clip=0.5"]
     ours = ["--optimizer=adam", "--beta2=0.95", "--eps=1e-6", f"--out_dir={tmp_path / 'ours'}"]

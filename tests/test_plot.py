@@ -13,6 +13,8 @@ import plot
 import train
 from runtime import figure
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = "step,tokens,seconds,train_loss,val_loss,lr,grad_norm"
 HEADER = f"{COMMON},beta1,beta2,h_beta1\n"

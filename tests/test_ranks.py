@@ -46,6 +46,18 @@ def test_a_process_without_memory_ends_all_in_one_line_each(small: list[str], tm
     assert first["code"] == 4 and first["err"].count("\n") == 1 and "lost another process in step 1" in first["err"]
 
 
+def test_what_is_best_is_decided_once(small: list[str], tmp_path: Path) -> None:
+    """The second process sees no checkpoint, as over a network; a sharded save needs both."""
+    run = ["train.py", *small, "--parallel=fsdp", "--always_save_checkpoint=False", "--dist_timeout=20",
+           "--eval_interval=1", "--max_iters=1"]  # fmt: skip
+    even = "import train; train.evaluate = lambda *_: 1.0"
+    blind = f"{even}; train.checkpoint.find = lambda _: []"
+    again = [*run, "--init_from=resume", "--max_iters=3"]
+    for ends in forked(ranks(run, run, patches=(even, even)), ranks(again, again, patches=(even, blind))):
+        assert [end["code"] for end in ends] == [0, 0], ends
+    assert sorted(path.stem for path in (tmp_path / "run").glob("*.shards")) == ["ckpt_000001", "ckpt_000003"]
+
+
 BROKEN = [
     {"WORLD_SIZE": ""}, {"RANK": "0"}, {"LOCAL_WORLD_SIZE": "x"}, {"RANK": "-1"}, {"WORLD_SIZE": "0"},
     {"LOCAL_RANK": ""}, {"RANK": "", "LOCAL_RANK": "1"},

@@ -1,6 +1,7 @@
 """metrics.csv and config.json, the bar and the lines, and a wandb that may fail in any way."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import train
 from runtime import recorder
 from runtime.recorder import MetricsFile, Progress, Wandb, prepare_out_dir, write_config
 from runtime.records import read_metrics, rows_until
@@ -95,6 +97,13 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"out_dir='.*/file/run' cannot be written \(Not a directory\): choose"):
         prepare_out_dir(str(tmp_path / "file" / "run"), keep=None)
+
+
+def test_a_save_is_no_training(small: list[str], capsys, monkeypatch) -> None:
+    monkeypatch.setattr(train.checkpoint, "save", lambda *_: time.sleep(0.5))
+    assert train.main([*small, "--max_iters=3", "--checkpoint_interval=1"]) == 0
+    speed = float(re.search(r"step 3/3: .*tok/s ([\d,]+)", capsys.readouterr().out)[1].replace(",", ""))  # type: ignore[index]
+    assert speed > 3 * 2 * 4 * 16 / (2 * 0.5)  # what it would be if all but the saves took no time
 
 
 def test_without_a_terminal_each_row_is_a_plain_line(capsys, monkeypatch) -> None:

@@ -32,6 +32,7 @@ RULE = f"{Path(__file__).with_name('own_rule.py')}:AdaMomentum"  # a rule in a f
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_learns_and_leaves_everything_that_it_should(small: list[str], tmp_path: Path, capsys) -> None:
     out_dir = tmp_path / "run"
     assert train.main([*small, "--max_iters=150", "--eval_interval=50", "--log_interval=10", "--dropout=0"]) == 0
