@@ -24,7 +24,8 @@ th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
 th { vertical-align: bottom; } td { white-space: nowrap; } td.words { white-space: normal; min-width: 8rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; white-space: normal; min-width: 11rem; }
 @media (max-width: 40rem) { body { margin: 1rem auto; } h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; }
-       table, tbody, tr, td { display: block; } th { display: none; } tr { padding: .5rem 0; border-top: 1px solid #999; }
+       table, tbody, tr, td { display: block; } th { display: none; }
+       tr { padding: .5rem 0; border-top: 1px solid #999; }
        td, td.words, td:first-child { white-space: normal; border: 0; padding: .1rem 0; }
        td:first-child { font-weight: bold; } td:not(:first-child, :empty)::before { content: attr(data-column) ": ";
        color: #555; } }
