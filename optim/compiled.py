@@ -18,7 +18,7 @@ why pyproject.toml pins the version of torch.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -51,12 +51,18 @@ AUTOTUNE = {"max_autotune_pointwise": True}
 NO_AUTOTUNE = {"triton.autotune_pointwise": False}
 
 
+MADE: dict[Any, tuple[GraphModule, Any]] = {}  # modules of this process, with the structures of their results
+
+
 class CompiledPass:
     """`function`, or the same compiled for the shapes, dtypes and device of its first arguments (named tuples, lists
-    and None are taken apart). Where the compiler fails, a warning says why and the function runs uncompiled."""
+    and None are taken apart). Where the compiler fails, a warning says why and the function runs uncompiled.
 
-    def __init__(self, function: Callable[..., Any], compiled: bool) -> None:
-        self.function, self.compiled = function, compiled
+    `identity` is equal for functions that do the same: what was compiled for one then serves the others, such as those
+    of the next optimizer in a process that makes many."""
+
+    def __init__(self, function: Callable[..., Any], compiled: bool, identity: Hashable) -> None:
+        self.function, self.compiled, self.identity = function, compiled, identity
         self.module: GraphModule | None = None
         self.result_structure: Any = None
 
@@ -67,6 +73,11 @@ class CompiledPass:
         tensors = [leaf for leaf in leaves if leaf is not None]  # a part without a state is None
         if self.module is not None:
             return tree_unflatten(self.module(*tensors), self.result_structure)
+        kinds = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+        key = (self.identity, str(structure), kinds)
+        if key in MADE:
+            self.module, self.result_structure = MADE[key]
+            return self(*args)
 
         def flat(*tensors: Tensor) -> list[Tensor]:
             given = iter(tensors)
@@ -83,6 +94,7 @@ class CompiledPass:
             self.compiled = False
             return self.function(*args)
         self.module = module
+        MADE[key] = (module, self.result_structure)
         return tree_unflatten(results, self.result_structure)
 
 

@@ -310,7 +310,7 @@ class RuleOptimizer(Optimizer):
         """A function of step.py, compiled for the bucket."""
         key = (name, bucket)
         if key not in self._passes:
-            self._passes[key] = CompiledPass(getattr(self._step, name), self._compiled)
+            self._passes[key] = CompiledPass(getattr(self._step, name), self._compiled, (name, self._step.identity))
         if bucket is not None and bucket.device != self._device:
             scalars = Scalars(*(s.to(bucket.device) for s in scalars))
         return self._passes[key](scalars, *args)

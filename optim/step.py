@@ -6,6 +6,7 @@ the NaN that comes of it is thrown away by `where`.
 
 from collections import namedtuple
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,8 @@ class Step:
         self.rule, self.options = rule, options
         self.fixed = options.fixed
         self.q_type = namedtuple("Q", options.start.keys())  # type: ignore[misc]
+        as_tensors = {"table": {}, "start": dict.fromkeys(options.start), "hyper_lr": {}, "hyper_momentum": {}, "idle": {}}
+        self.identity = rule, rule.advance, repr(replace(options, **as_tensors))  # all that the functions depend on
 
     def _advance(
         self, now: Scalars, rows: Rows, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor

@@ -10,6 +10,8 @@ from test_properties import TABLE, make
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optim import compiled
+
 pytestmark = pytest.mark.filterwarnings("error:the optimizer runs uncompiled")
 HOST = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__", "equal"}
 
@@ -98,9 +100,10 @@ def runs(request: pytest.FixtureRequest):
     result = SimpleNamespace(dtype=dtype, optimizers=[], params=[], compilations=[], reads=[])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch._inductor, "compile", counted)
-        for compiled in (True, False):
+        patch.setattr(compiled, "MADE", {})
+        for compile in (True, False):
             params = parameters(dtype)
-            optimizer = make(name, groups(params), compile=compiled, **options)
+            optimizer = make(name, groups(params), compile=compile, **options)
             for t in range(1, 13):
                 if t == 9:
                     optimizer.load_state_dict(optimizer.state_dict())
@@ -138,12 +141,35 @@ def test_the_compiled_step_reads_no_value(runs) -> None:
     assert not runs.reads
 
 
-def test_what_was_compiled_once_is_on_disk() -> None:
+def test_what_was_compiled_once_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = torch._dynamo.utils.counters["inductor"]
     for _ in range(2):
+        monkeypatch.setattr(compiled, "MADE", {})
         counts.clear()
         params = parameters(torch.float32)
         optimizer = make("adam", groups(params), compile=True)
         loss(params, 1).backward()
         optimizer.step()
     assert counts["fxgraph_cache_hit"] >= 2 and not counts["fxgraph_cache_miss"]
+
+
+def test_optimizers_alike_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another start, rate and hyper rate: nothing is traced again. Another option that the functions contain: all is."""
+    monkeypatch.setattr(compiled, "MADE", {})
+
+    def after_three_steps(compile: bool, **options) -> tuple[list[torch.Tensor], int]:
+        before = len(compiled.MADE)
+        params = parameters(torch.float32)
+        optimizer = make("adam learning", groups(params), compile=compile, **options)
+        for t in range(1, 4):
+            optimizer.zero_grad()
+            loss(params, t).backward()
+            optimizer.step()
+        return [p.detach() for p in params], len(compiled.MADE) - before
+
+    other = {"beta1": 0.6, "lr": 0.03, "weight_decay": 0.0, "hyper_lr": dict.fromkeys(("beta1", "beta2", "lr"), 1e-3)}
+    assert after_three_steps(True)[1] == 4
+    found, made = after_three_steps(True, **other)
+    assert made == 0 and error(found, after_three_steps(False, **other)[0]) < ROUND_OFF[F32]
+    found, made = after_three_steps(True, **other, max_grad_norm=1e-3)
+    assert made > 0 and error(found, after_three_steps(False, **other, max_grad_norm=1e-3)[0]) < ROUND_OFF[F32]
