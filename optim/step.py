@@ -112,7 +112,7 @@ class Step:
         before = (now.q, now.q_momentum, now.q_square)
         counts = moves.any(-1)
         if h.dim() == 2:  # an owner that comes later, or had no gradient until now, begins with its first hypergradient
-            counts &= (now.q_moves > 0) | (h != 0).any(-1)
+            counts = counts & ((now.q_moves > 0) | (h != 0).any(-1))
         t = now.q_moves + counts
         after = update_coefficients(self.options, hyper, *before, clamped, t.clamp(min=1).unsqueeze(-1))
         q, momentum, square = (torch.where(moves, b, a) for a, b in zip(before, after, strict=True))
