@@ -84,6 +84,12 @@ def expected() -> Iterator[tuple[str, list[float]]]:
     cost = {row["optimizer"]: row["adamw"][0] for row in record("cost/480")["rows"]}
     yield "An iteration with MADA", [cost["mada"]]
     yield from tuned()
+    yield from placebos()
+    at_256 = {row.removesuffix("-256"): its for row, its in finals("regime/*-256-*.json", "val_loss").items()}
+    for key, against in (("mada_rho0", "avgrad"), ("mada_rho0", "adam"), ("mada_poor", "adam_poor"), ("mada", "adam"),
+                         ("avgrad", "adam")):  # fmt: skip
+        if key in at_256 and against in at_256:
+            yield "At 256 sequences", difference(at_256, key, against)
     for batch in (12, 256):
         yield "The coefficients go", [*signs(batch)]
 
@@ -106,6 +112,19 @@ def tuned() -> Iterator[tuple[str, list[float]]]:
             reject = [stats.wilcoxon(points - w, method="exact", zero_method="zsplit").pvalue < 0.05 for w in walsh]
             kept = walsh[~np.array(reject)]
             yield claim, [np.median(walsh), kept[0], kept[-1], stats.wilcoxon(points, method="exact").pvalue]
+
+
+def placebos() -> Iterator[tuple[str, list[float]]]:
+    ends = ("lion", "avgrad", "yogi", "zero", "signs", "shuffled", "moment")
+    rows = {end: record(f"placebo/{end}-24")["rows"]["0.008"] for end in ("none", *ends)}
+    weights = [np.mean(rows[end]["w"]) for end in ends]
+    yield "A hypergradient leaves Adam", [0.95, *weights]
+    lowest = ends[3 + int(np.argmin(weights[3:]))]
+    points = np.array(rows[lowest]["val_loss"]) - np.array(rows["none"]["val_loss"])
+    half = stats.t.ppf(0.975, len(points) - 1) * points.std(ddof=1) / np.sqrt(len(points))
+    yield "... without harm", [points.mean(), points.mean() - half, points.mean() + half,
+                               stats.ttest_1samp(points, 0).pvalue]  # fmt: skip
+    yield "The next batch's loss", [100 * np.mean(rows[end]["finite_share"]) for end in ends]
 
 
 def signs(batch: int) -> tuple[int, int]:
