@@ -20,7 +20,7 @@ from optim import RuleOptimizer
 from optim.mada import average
 from optim.rule import BETA1, BETA2, Coefficient, mix, sqrt
 from study.page import Block, Table, Text
-from study.statistics import mean, mean_and_spread, paired
+from study.statistics import Losses, mean, mean_and_spread, paired, pooled
 
 from . import small
 from .experiment import Computation, Experiment, Record
@@ -202,19 +202,20 @@ def advantage(model: GPT, optimizer: RuleOptimizer, twin: GPT, other: RuleOptimi
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
+    losses: dict[tuple[int, str], dict[str, Losses]] = {}  # by sequences and learning rate
+    for record in records.values():
+        for lr, columns in record["rows"].items():
+            of_a_rate = losses.setdefault((record["settings"]["batch_size"], lr), {})
+            of_a_rate[record["settings"]["end"]] = dict(enumerate(columns["val_loss"]))
     rows = []
     for record in records.values():
-        end = record["settings"]["end"]
-        if end == "none":
-            continue
-        base = records.get(f"placebo/none-{record['settings']['batch_size']}", {}).get("rows", {})
-        for lr, columns in record["rows"].items():
-            n = record["settings"]["seeds"][lr]
-            alone = dict(enumerate(base[lr]["val_loss"])) if lr in base else {}
-            cost = paired(alone, dict(enumerate(columns["val_loss"])))
+        end, batch = record["settings"]["end"], record["settings"]["batch_size"]
+        for lr, columns in record["rows"].items() if end != "none" else ():
+            its = losses[batch, lr]
+            cost = paired(its.get("none", {}), its[end], shared=pooled(its, "none"))
             rows.append([
-                f"{ENDS[end].label}{'' if ENDS[end].real else ' (placebo)'}", str(record["settings"]["batch_size"]),
-                f"{float(lr) / TUNED:g}", str(n), mean_and_spread(columns["w"], 3), str(cost or ""),
+                f"{ENDS[end].label}{'' if ENDS[end].real else ' (placebo)'}", str(batch), f"{float(lr) / TUNED:g}",
+                str(record["settings"]["seeds"][lr]), mean_and_spread(columns["w"], 3), str(cost or ""),
                 *(f"{1e3 * mean(columns[f'h_{part}']):+.3f}" for part in ("a", "o")),
                 f"{1e3 * mean(columns['finite']):+.3f}", f"{mean(columns['finite_share']):.0%}",
             ])  # fmt: skip
