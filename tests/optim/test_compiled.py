@@ -154,7 +154,7 @@ def test_what_was_compiled_once_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_optimizers_alike_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another start, rate and hyper rate: nothing is traced again. Another option that the functions contain: all is."""
+    """Another start, rate or hyper rate: nothing is traced again. Another option that the functions contain: it is."""
     monkeypatch.setattr(compiled, "MADE", {})
 
     def after_three_steps(compile: bool, **options) -> tuple[list[torch.Tensor], int]:
