@@ -64,8 +64,8 @@ class CausalSelfAttention(nn.Module):
 
 
 class GELUOnCPU(torch.autograd.Function):
-    """GPT-2's approximation of GELU as x s, s = sigmoid(x (A + B x^2)): passes in place, half the time of torch's kernel
-    for a CPU, whose tanh is slow."""
+    """GPT-2's approximation of GELU as x s, s = sigmoid(x (A + B x^2)): passes in place, half the time of torch's
+    kernel for a CPU, whose tanh is slow."""
 
     A, B = math.sqrt(8 / math.pi), math.sqrt(8 / math.pi) * 0.044715
 
