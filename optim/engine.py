@@ -313,7 +313,9 @@ class RuleOptimizer(Optimizer):
             self._passes[key] = CompiledPass(getattr(self._step, name), self._compiled, (name, self._step.identity))
         if bucket is not None and bucket.device != self._device:
             scalars = Scalars(*(s.to(bucket.device) for s in scalars))
-        return self._passes[key](scalars, *args)
+        result = self._passes[key](scalars, *args)
+        self._compiled &= self._passes[key].compiled  # a compiler that failed once is asked no more
+        return result
 
     # ---------------------------------------------------------------------------------------------------- report
 

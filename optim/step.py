@@ -52,8 +52,9 @@ class Step:
         self.rule, self.options = rule, options
         self.fixed = options.fixed
         self.q_type = namedtuple("Q", options.start.keys())  # type: ignore[misc]
-        as_tensors = {"table": {}, "start": dict.fromkeys(options.start), "hyper_lr": {}, "hyper_momentum": {}, "idle": {}}
-        self.identity = rule, rule.advance, repr(replace(options, **as_tensors))  # all that the functions depend on
+        names = dict.fromkeys(options.start)  # what is left out of the options enters as tensors
+        contained = replace(options, table={}, start=names, hyper_lr={}, hyper_momentum={}, idle={})
+        self.identity = rule, rule.advance, repr(contained)
 
     def _advance(
         self, now: Scalars, rows: Rows, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor

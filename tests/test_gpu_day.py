@@ -36,6 +36,7 @@ def test_goals_are_met_or_not_or_not_shown() -> None:
     rows = {
         "small": [{"case": "11M-mada", "seconds": 1 / 300}, {"case": "0.8M-mada", "seconds": 1 / 400}],
         "iteration": [{"optimizer": "adamw", "ms": 100.0, "mfu": 0.46}, {"optimizer": "mada", "ms": 102.0}],
+        "batch-60": [{"case": "124M-adamw", "mfu": 0.44}],
         "soak": [{"lives": [{"from": -1}], "differences": []},
                  {"lives": [{"from": -1}, {"from": 40}], "differences": ["model"]}],
         "grid": [{}] * 9,
@@ -43,6 +44,7 @@ def test_goals_are_met_or_not_or_not_shown() -> None:
     found = {row["goal"]: (row["figure"], row["met"]) for row in judged(rows, 150.0)}
     assert found["steps/s of 11M"] == (pytest.approx(300), True) and found["steps/s of 0.8M"][1] is False
     assert found["MFU of 124M, fused AdamW"] == (0.46, True)
+    assert found["MFU of 124M, fused AdamW, micro-batches of 60"] == (0.44, False)
     assert found["iteration of mada, times AdamW's"] == (pytest.approx(1.02), False)
     assert found["iteration of mada_half, times AdamW's"] == (None, None)
     assert found["parts that differ after a kill and a resume, deterministic"] == (1, False)
@@ -64,7 +66,7 @@ def test_a_cut_down_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["--tiny", "--device=cpu", "--only=xl,grid", f"--out={tmp_path}"]) == 0
     found = json.loads((tmp_path / "gpu_day.json").read_text())
     ends = {part["part"]: part["end"] for part in found["parts"]}
-    assert len(ends) == 9 and {name for name, end in ends.items() if end == "done"} == {"xl", "grid"}
+    assert len(ends) == 11 and {name for name, end in ends.items() if end == "done"} == {"xl", "grid"}
     assert {*ends.values()} == {"done", "not asked for"}
     files = [*tmp_path.iterdir()]
     assert len(files) <= 8 and sum(path.stat().st_size for path in files) < 16e6

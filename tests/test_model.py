@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, IGNORE, GPTConfig, GELUOnCPU, gelu, peak_flops
+from model import GPT, IGNORE, GPTConfig, gelu, peak_flops
 from runtime.parallel import World
 
 SMALL = GPTConfig(block_size=8, vocab_size=13, n_layer=3, n_head=2, n_embd=12, vocab_multiple=8)

@@ -154,7 +154,7 @@ def test_what_was_compiled_once_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_optimizers_alike_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another start, rate and hyper rate: nothing is traced again. Another option that the functions contain: all is."""
+    """Another start, rate or hyper rate: nothing is traced again. Another option that the functions contain: it is."""
     monkeypatch.setattr(compiled, "MADE", {})
 
     def after_three_steps(compile: bool, **options) -> tuple[list[torch.Tensor], int]:
@@ -173,3 +173,18 @@ def test_optimizers_alike_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch
     assert made == 0 and error(found, after_three_steps(False, **other)[0]) < ROUND_OFF[F32]
     found, made = after_three_steps(True, **other, max_grad_norm=1e-3)
     assert made > 0 and error(found, after_three_steps(False, **other, max_grad_norm=1e-3)[0]) < ROUND_OFF[F32]
+
+
+def test_a_compiler_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_, **__):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(compiled, "MADE", {})
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    params = parameters(torch.float32)
+    optimizer = make("mada learning", groups(params), compile=True)
+    loss(params, 1).backward()
+    with pytest.warns(UserWarning, match="runs uncompiled, the compiler failed: no compiler here") as said:
+        optimizer.step()
+        optimizer.step()
+    assert len(said) == 1 and all(p.isfinite().all() for p in params)
