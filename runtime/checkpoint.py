@@ -223,7 +223,16 @@ def open_model(out_dir: str | Path, which: str) -> tuple[Checkpoint, dict[str, A
             raise ValueError(f"n_layer={config.n_layer}")  # before so many layers are built
         model = GPT(config)
         model.load_state_dict(saved["model"])
+    if found.val_loss is not None and not math.isfinite(found.val_loss):
+        raise CheckpointError(f"{found.path} has the validation loss {found.val_loss}: choose an earlier checkpoint")
+    require_finite(model, found.path)
     return found, saved["config"], model
+
+
+def require_finite(model: GPT, path: str | Path) -> None:
+    """Raise CheckpointError if a weight is not finite."""
+    if wrong := [name for name, p in model.named_parameters() if not p.isfinite().all()]:
+        raise CheckpointError(f"{path} holds NaN or infinity in {wrong[0]}: choose an earlier checkpoint")
 
 
 def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def test_the_tables_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest
         ("evaluate", ["--windows=0", "--seconds=x", "--device=gpu", "--nothing"]),
         ("gpu_day", ["--hours=1", "--minutes=nan", "--device=gpu", "--tiny --device=cpu --only=nothing"]),
         ("half", ["--seeds=0", "--seeds=nan", "--optimizer=nothing", "nothing.py"]),
-        ("iteration", ["--seconds=-1", "--seconds=1e999", "--only=adam", "--only=nothing", "--alone=nothing", "--n_layer=0"]),
+        ("iteration", ["--seconds=-1", "--seconds=1e999", "--only=adam", "--alone=nothing", "--n_layer=0"]),
         ("optimizer_step", ["--sizes=0", "--sizes=1e5,x", "--only=nothing", "--device=gpu", "--out=HERE"]),
         ("prepare", ["--input=HERE", "--copies=0", "--rounds=x", "--workers=-1", "--nothing"]),
         ("save", ["--gb=0", "--gb=nan", "--rounds=1", "--nothing"]),
