@@ -28,8 +28,9 @@ from cli import program
 from data import Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE
 from runtime import checkpoint, graph, optimizers, parallel, signals, start
+from runtime.out_dir import prepare_out_dir
 from runtime.parallel import World
-from runtime.recorder import Clock, Recorder, prepare_out_dir
+from runtime.recorder import Clock, Recorder
 from runtime.settings import Count, Natural, NonNegative, Place, parse  # int >= 1, int >= 0, float >= 0, a path
 from runtime.spikes import Rollback, Spikes, Stop, ended, stopped
 

@@ -323,22 +323,6 @@ def restore(saved: dict[str, Any], model: Any, optimizer: Any) -> None:
         group.update(values)
 
 
-def space_problem(out_dir: str | Path, size: int, keep: int, goes_on: bool) -> str | None:
-    """A message if the disk cannot hold the newest `keep` checkpoints, the best, and one that is being written.
-
-    Args:
-        size: of a checkpoint (bytes).
-        goes_on: the run replaces the checkpoints that are there; otherwise it moves them away.
-    """
-    path = Path(out_dir).absolute()
-    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
-    needed = (keep + 2) * size - goes_on * sum(found.size for found in find(out_dir))
-    if needed <= free:
-        return None
-    return (f"out_dir={str(out_dir)!r} has {free / 1e6:,.1f} MB free, the checkpoints need {needed / 1e6:,.1f} MB "
-            f"({keep + 2} of {size / 1e6:,.1f} MB): choose another, or lower keep_checkpoints={keep}")
-
-
 def _paths(out_dir: str | Path) -> list[Path]:
     """The .pt and .shards, sorted by step. Raises CheckpointError if the folder cannot be read."""
     try:
