@@ -241,10 +241,15 @@ class GPT(nn.Module):
     def generate(
         self, idx: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
     ) -> torch.Tensor:
-        """Continue the token ids (B, T) by max_new_tokens each; temperature 0 always takes the likeliest token."""
-        for _ in range(max_new_tokens):
+        """Continue the token ids (B, T) by max_new_tokens each; temperature 0 always takes the likeliest token.
+
+        Raises ValueError if the logits are NaN.
+        """
+        for i in range(max_new_tokens):
             logits, _ = self(idx[:, -self.config.block_size :])
             logits = logits[:, -1, :].float()  # (B, P)
+            if i == 0 and logits.isnan().any():
+                raise ValueError("the model gives NaN: choose an earlier checkpoint")
             if temperature == 0:
                 token = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
             else:

@@ -65,7 +65,10 @@ def sample(cfg: Config) -> Iterator[str]:
     torch.manual_seed(cfg.seed)
     for _ in range(cfg.num_samples):
         start = torch.tensor([ids], device=device)  # (1, T)
-        text = model.generate(start, cfg.max_new_tokens, cfg.temperature, cfg.top_k)  # (1, T + max_new_tokens)
+        try:
+            text = model.generate(start, cfg.max_new_tokens, cfg.temperature, cfg.top_k)  # (1, T + max_new_tokens)
+        except ValueError as error:
+            raise ConfigError(f"{cfg.out_dir}: {error}") from None
         yield subject.tokenizer.decode(text[0].tolist())
 
 

@@ -28,10 +28,11 @@ from cli import program
 from data import Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE
 from runtime import checkpoint, graph, optimizers, parallel, signals, start
+from runtime.out_dir import prepare_out_dir
 from runtime.parallel import World
-from runtime.recorder import Clock, Recorder, prepare_out_dir
+from runtime.recorder import Clock, Recorder
 from runtime.settings import Count, Natural, NonNegative, Place, parse  # int >= 1, int >= 0, float >= 0, a path
-from runtime.spikes import Rollback, Spikes, Stop, stopped
+from runtime.spikes import Rollback, Spikes, Stop, ended, stopped
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop |
         if outcome := after_step(run, loss):
             return outcome
     run.recorder.finish([math.nan, *run.val_losses][-1], run.dataset.manifest.get("val_unigram_entropy", math.nan))
-    return None
+    return ended(run.val_losses)
 
 
 def after_step(run: Run, loss: torch.Tensor) -> Stop | Rollback | None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import interleaved, ratio, write
 from benchmarks.table import show
+from cli import Mistake, Parser, program
 from evaluation import perplexity
 from model import GPT, GPTConfig
 from runtime import huggingface, parallel
@@ -80,15 +81,16 @@ def benchmark(cfg: argparse.Namespace) -> None:
     show(write(cfg.out, "evaluate", str(world.device), found, **settings))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@program("benchmarks.evaluate")
+def main(argv: list[str]) -> None:
+    parser = Parser("python -m benchmarks.evaluate", __doc__)
     sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "batch_size": 4, "windows": 4}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="for all rounds; at least 5 are taken")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is cuda where there is one")
     parser.add_argument("--out", help="JSON file for the result (default: in benchmarks/results)")
-    cfg = parser.parse_args()
+    cfg = parser.parse_args(argv)
     problems = [f"--{name} must be 1 or more" for name in sizes if getattr(cfg, name) < 1]
     problems += [problem for _, problem in parallel.device_problems(cfg.device)]
     if problems:
@@ -96,8 +98,8 @@ def main() -> None:
     try:
         benchmark(cfg)
     except ImportError as error:
-        sys.exit(f"benchmarks.evaluate: {error}")
+        raise Mistake(str(error)) from error
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

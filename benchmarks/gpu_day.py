@@ -31,10 +31,12 @@ from typing import Any
 import torch
 
 from benchmarks import optimizer_step
-from benchmarks.measure import device_name, own_options, write
+from benchmarks.measure import chosen, device_name, own_options, write
 from benchmarks.scale import TINY
+from cli import Mistake, program
 from data import open_dataset
-from runtime.parallel import resolve
+from data.manifest import make_folder
+from runtime.parallel import device_problems, resolve
 from runtime.recorder import commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,28 +195,31 @@ def judged(rows: Mapping[str, list[dict[str, Any]]], seconds: float) -> list[dic
     return found
 
 
+@program("benchmarks.gpu_day")
 def main(argv: list[str]) -> int:
     """Exit code 0 if every part was done to its end."""
-    out_default, minutes = os.environ.get("OUT", str(ROOT / "out" / "gpu_day")), "45" if "--tiny" in argv else "9"
-    own, rest = own_options(argv, {"out": out_default, "minutes": minutes, "only": "", "device": "auto"})
-    if unknown := [argument for argument in rest if argument != "--tiny"]:
-        sys.exit(f"benchmarks.gpu_day: unknown {' '.join(unknown)}: it has --out, --minutes, --only, --device, --tiny")
-    tiny, device = "--tiny" in rest, resolve(own["device"])
+    out_default, tiny = os.environ.get("OUT", str(ROOT / "out" / "gpu_day")), "--tiny" in argv
+    options = {"out": out_default, "minutes": 45.0 if tiny else 9.0, "only": "", "device": "auto"}
+    own, _ = own_options(__doc__, [one for one in argv if one != "--tiny"], options, more=False)
+    for _, problem in device_problems(own["device"]):
+        raise Mistake(problem)
+    device = resolve(own["device"])
     if device == "cpu" and not tiny:
-        sys.exit("benchmarks.gpu_day: torch finds no GPU here: rehearse with --tiny --device=cpu")
-    end_at = time.monotonic() + 60 * float(own["minutes"])
-    out = Path(own["out"]).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+        raise Mistake("torch finds no GPU here: rehearse with --tiny --device=cpu")
+    end_at = time.monotonic() + 60 * own["minutes"]
+    out = Path(os.path.abspath(own["out"]))
+    make_folder(out)
     log = out / "log.txt"
     log.write_text("")
     open_dataset("pystdlib", prepare=True)
     with tempfile.TemporaryDirectory(prefix="gpu_day-") as folder:
         work, cache = Path(folder), Path(folder) / "cache"
         environment = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
-        done = []
-        for part in parts(tiny, device, work):
+        done, day = [], parts(tiny, device, work)
+        names = chosen(own["only"] or ",".join(part.name for part in day), [part.name for part in day])
+        for part in day:
             left = end_at - time.monotonic() - GRACE
-            if own["only"] and part.name not in own["only"].split(","):
+            if part.name not in names:
                 ended: dict[str, Any] = {"seconds": 0, "end": "not asked for"}
             elif left < 5:
                 ended = {"seconds": 0, "end": "not started: no time left"}

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 import train
-from benchmarks.iteration import new_model
 from benchmarks.measure import own_options, write
+from benchmarks.training import new_model
+from cli import program
 from data import open_dataset
 from runtime import optimizers, parallel
 from runtime.settings import parse
@@ -50,14 +51,15 @@ def final_loss(cfg: train.Config, half: tuple[str, ...], world: parallel.World) 
     return loss, optimizer.coefficients
 
 
+@program("benchmarks.half")
 def main(argv: list[str]) -> None:
-    own, rest = own_options(argv, {"seeds": "3", "out": ""})
+    own, rest = own_options(__doc__, argv, {"seeds": 3, "out": ""})
     rest = rest if any(arg.endswith(".py") for arg in rest) else ["config/shakespeare_char.py", *LAPTOP, *rest]
     rows: list[dict[str, Any]] = []
     print(f"{'bfloat16':12} {'n':>2} {'val loss':>9} {'difference to float32, by seed'}")
     for name, half in SETS.items():
         losses, coefficients = [], []
-        for seed in range(1, int(own["seeds"]) + 1):
+        for seed in range(1, own["seeds"] + 1):
             cfg = parse(train.Config, [*rest, f"--seed={seed}"], train.check, "half.py")
             loss, last = final_loss(cfg, half, parallel.World(0, 1, torch.device(cfg.device), torch.float32))
             losses.append(loss)
@@ -71,4 +73,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -18,20 +18,27 @@ import sys
 import torch
 
 from benchmarks import training
-from benchmarks.measure import interleaved, own_options, ratio, status, write
+from benchmarks.measure import chosen, interleaved, own_options, ratio, status, write
 from benchmarks.table import show
-from benchmarks.training import new_model  # noqa: F401  (benchmarks/half.py imports it from here)
+from cli import Mistake, program
 
 
 def peak_memory(name: str, argv: list[str]) -> int:
     """Bytes at the peak of five iterations in a process of their own."""
     command = [sys.executable, "-m", "benchmarks.iteration", f"--alone={name}", *argv]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise Mistake(f"{name} alone failed: its message is above")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
+@program("benchmarks.iteration")
 def main(argv: list[str]) -> None:
-    own, rest = own_options(argv, {"seconds": "60", "out": "", "alone": "", "only": ",".join(training.CONTENDERS)})
+    options = {"seconds": 60.0, "out": "", "alone": "", "only": ",".join(training.CONTENDERS)}
+    own, rest = own_options(__doc__, argv, options)
+    names = chosen(own["alone"] or own["only"], training.CONTENDERS)
+    if not own["alone"] and "adamw" not in names:
+        raise Mistake(f"--only={own['only']} lacks adamw, which the others are compared with")
     cfg = training.config(rest, "benchmarks.iteration")
     world = training.join(cfg)
     device = world.device.type
@@ -42,10 +49,9 @@ def main(argv: list[str]) -> None:
         print(torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM"))
         return
 
-    names = own["only"].split(",")
     made = {name: training.trainer(name, cfg, world) for name in names}
     calls = 5 if device == "cuda" else 1
-    times = interleaved({name: made[name].iterate for name in names}, device, float(own["seconds"]), calls)
+    times = interleaved({name: made[name].iterate for name in names}, device, own["seconds"], calls)
     seconds = {name: statistics.median(times[name]) for name in names}
     speeds = {name: made[name].speed(seconds[name]) for name in names}
     parameters, tokens = made["adamw"].parameters, made["adamw"].tokens
@@ -66,4 +72,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -5,12 +5,14 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cli import HelpRequested, Mistake
+from data.manifest import make_folder, read_json
 from optim import MADA
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,16 +56,45 @@ def status(key: str) -> int:
     return 1024 * int(found[1])
 
 
-def own_options(argv: list[str], defaults: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """(a benchmark's own options of a command line, the rest, which is train.py's)."""
+def own_options(
+    doc: str | None, argv: list[str], defaults: Mapping[str, Any], more: bool = True
+) -> tuple[dict[str, Any], list[str]]:
+    """(a benchmark's own options of a command line, each of its default's type; the rest, which is train.py's).
+
+    Raises Mistake for a number that is none, is negative or, where it counts, 0, and for a rest unless `more`;
+    HelpRequested with `doc`.
+    """
+    if {"-h", "--help"} & {*argv}:
+        raise HelpRequested(doc)
     own, rest = dict(defaults), []
     for argument in argv:
         name, equals, value = argument.removeprefix("--").partition("=")
         if equals and name in own:
-            own[name] = value
+            own[name] = numbers(argument, value, type(own[name]))[0] if not isinstance(own[name], str) else value
         else:
             rest.append(argument)
+    if rest and not more:
+        raise Mistake(f"unknown {' '.join(rest)}: it has --{', --'.join(defaults)}")
     return own, rest
+
+
+def chosen(text: str, known: Iterable[str]) -> list[str]:
+    """The names in `text`, with commas between them. Raises Mistake for one that is not known."""
+    names = text.split(",")
+    if unknown := sorted({*names} - {*known}):
+        raise Mistake(f"unknown {', '.join(map(repr, unknown))}: choose among {', '.join(known)}")
+    return names
+
+
+def numbers(where: str, text: str, kind: type) -> list[Any]:
+    """Numbers with commas between them: int from 1, float from 0. Raises Mistake."""
+    try:
+        found = [kind(float(one)) if kind is int else kind(one) for one in text.split(",")]
+        if all((one > 0 or kind is float) and 0 <= one < 1e12 for one in found):
+            return found
+    except (ValueError, OverflowError):
+        pass
+    raise Mistake(f"{where}: {text!r} must be a number {'from 1' if kind is int else 'from 0'} on")
 
 
 def device_name(device: str) -> str:
@@ -88,7 +119,7 @@ def results_path(out: str | None, benchmark: str, device: str) -> Path:
 def write(out: str | None, benchmark: str, device: str, rows: list[dict[str, Any]], **settings: Any) -> Path:
     """JSON with the rows, the settings and the device."""
     path = results_path(out, benchmark, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     about = {"benchmark": benchmark, "device": device_name(device), "torch": torch.__version__}
     path.write_text(json.dumps(about | settings | {"rows": rows}, indent=1) + "\n")
     return path
@@ -99,6 +130,9 @@ def earlier(out: str | None, benchmark: str, device: str) -> list[dict[str, Any]
     path = results_path(out, benchmark, device)
     if not path.exists():
         return []
-    found = json.loads(path.read_text())
-    same = (found["benchmark"], found["device"], found["torch"]) == (benchmark, device_name(device), torch.__version__)
-    return found["rows"] if same else []
+    try:
+        found = read_json(path)
+        made = (found["benchmark"], found["device"], found["torch"])
+        return found["rows"] if made == (benchmark, device_name(device), torch.__version__) else []
+    except (ValueError, TypeError, LookupError):
+        raise Mistake(f"{path} is not a result of a benchmark: name another file with --out") from None

@@ -12,16 +12,18 @@ below, since its copy also reads the lines that it overwrites. AdamW clips with 
 inside it: compare with `adamw_fused_clip`. Each row is written when it is there, beside the file's other rows.
 """
 
-import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.measure import SIX, device_name, earlier, interleaved, ratio, write
+from benchmarks.measure import SIX, chosen, device_name, earlier, interleaved, numbers, ratio, write
+from cli import Mistake, Parser, program
 from optim import OPTIMIZERS, build_optimizer, compiled
+from runtime import parallel
 
 OURS: dict[str, dict[str, Any]] = {name: {} for name in OPTIMIZERS} | {
     "mada": {"hyper_lr": SIX, "max_grad_norm": 1.0},
@@ -72,26 +74,30 @@ def stepper(name: str, size: int, device: str) -> tuple[Callable[[], Any], Any]:
     return step, optimizer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@program("benchmarks.optimizer_step")
+def main(argv: list[str]) -> None:
+    parser = Parser("python -m benchmarks.optimizer_step", __doc__)
     parser.add_argument("--sizes", default="1e5,1e6,1e7,1.24e8", help="parameters")
     parser.add_argument("--only", help="optimizers, by name")
     parser.add_argument("--seconds", type=float, default=4, help="for each optimizer and size")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--without", choices=["simplify"], help="a pass of the compiler to leave out")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    for _, problem in parallel.device_problems(args.device):
+        raise Mistake(problem)
     if args.without:
         compiled.simplified = lambda traced, size, tensors: traced
     known = [*THEIRS, *OURS]
-    names = args.only.split(",") if args.only else known
+    names = chosen(args.only, known) if args.only else known
+    sizes = numbers("--sizes", args.sizes, int)
 
     there = [row for row in earlier(args.out, "optimizer-step", args.device) if row["optimizer"] in known]
     rows = {(row["parameters"], row["optimizer"]): row for row in there}
     print(f"{device_name(args.device)}, torch {torch.__version__}")
     titles = f"{'ms':>9} {'x AdamW':>8} {'state B':>8} {'traffic B':>10} {'x traffic':>10}"
     print(f"{'optimizer':20} {'parameters':>11} {titles}")
-    for size in (int(float(s)) for s in args.sizes.split(",")):
+    for size in sizes:
         copy = partial(torch.empty(size, device=args.device).copy_, torch.randn(size, device=args.device))
         for name in names:
             step, optimizer = stepper(name, size, args.device)
@@ -116,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -18,8 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import own_options, write
+from benchmarks.measure import numbers, own_options, write
 from benchmarks.table import show
+from cli import Mistake, program
 from data.download import mirrored
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,25 +87,26 @@ def run(script: str, documents: Path, workers: int) -> dict[str, float]:
             time.sleep(0.05)
         errors.seek(0)
         if process.returncode:
-            sys.exit(f"error: a preparation failed:\n{errors.read()}")
+            raise Mistake(f"a preparation failed: {(errors.read().strip() or 'killed').splitlines()[-1]}")
         assert process.stdout
         tokens = sum(path.stat().st_size for path in Path(folder).glob("*.bin")) // 2
         return {"seconds": float(process.stdout.read().split()[-1]), "peak_bytes": peak, "tokens": tokens}
 
 
+@program("benchmarks.prepare")
 def main(argv: list[str]) -> None:
-    defaults = {"input": "", "copies": "4,16", "rounds": "3", "workers": str(os.cpu_count()), "out": ""}
-    own, unknown = own_options(argv, defaults)
+    defaults = {"input": "", "copies": "4,16", "rounds": 3, "workers": os.cpu_count(), "out": ""}
+    own, _ = own_options(__doc__, argv, defaults, more=False)
+    all_copies, rounds = numbers("--copies", own["copies"], int), own["rounds"]
     source = Path(own["input"]) if own["input"] else mirrored("openwebtext10k_val.jsonl")
-    if unknown or not source or not source.is_file() or not sys.platform.startswith("linux"):
-        sys.exit(f"error: needs Linux, and --input=FILE.jsonl or that file in DATA_MIRROR {' '.join(unknown)}")
+    if not source or not source.is_file() or not sys.platform.startswith("linux"):
+        raise Mistake(f"{source} is not there: it needs Linux, and --input=FILE.jsonl or that file in DATA_MIRROR")
     if cached := mirrored("tiktoken_cache"):
         os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cached.resolve()))
-    workers, rounds = int(own["workers"]), int(own["rounds"])
 
     rows = []
     text = source.read_bytes().rstrip(b"\n") + b"\n"
-    for copies in map(int, own["copies"].split(",")):
+    for copies in all_copies:
         with tempfile.NamedTemporaryFile(suffix=".jsonl") as documents:
             for _ in range(copies):
                 documents.write(text)
@@ -112,17 +114,17 @@ def main(argv: list[str]) -> None:
             found: dict[str, list[dict[str, float]]] = {"ours": [], "nanoGPT's": []}
             for _ in range(rounds):
                 for way, script in (("ours", OURS), ("nanoGPT's", NANOGPT)):
-                    found[way].append(run(script, Path(documents.name), workers))
+                    found[way].append(run(script, Path(documents.name), own["workers"]))
         if len({result["tokens"] for results in found.values() for result in results}) != 1:
-            sys.exit(f"error: the two ways gave different numbers of tokens: {found}")
+            raise Mistake(f"the two ways gave different numbers of tokens: {found}")
         for way, results in found.items():
             speed = statistics.median(result["tokens"] / result["seconds"] for result in results)
             peak = statistics.median(result["peak_bytes"] for result in results)
             rows.append({"bytes": copies * len(text), "way": way, "tokens_per_second": speed, "peak_bytes": peak,
                          "runs": results})  # fmt: skip
-        written = write(own["out"] or None, "prepare", "cpu", rows, input=source.name, workers=workers)
+        written = write(own["out"] or None, "prepare", "cpu", rows, input=source.name, workers=own["workers"])
     show(written)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

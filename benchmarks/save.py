@@ -21,14 +21,16 @@ import torch
 
 from benchmarks.measure import own_options, write
 from benchmarks.table import show
+from cli import Mistake, program
 from runtime import checkpoint
 
 
+@program("benchmarks.save")
 def main(argv: list[str]) -> None:
-    own, unknown = own_options(argv, {"gb": "1", "rounds": "5", "folder": "", "out": ""})
-    if unknown:
-        sys.exit(f"error: unknown argument {unknown[0]}: see the head of benchmarks/save.py")
-    gb, rounds = float(own["gb"]), int(own["rounds"])
+    own, _ = own_options(__doc__, argv, {"gb": 1.0, "rounds": 5, "folder": "", "out": ""}, more=False)
+    gb, rounds = own["gb"], own["rounds"]
+    if gb < 1e-6 or rounds < 2:
+        raise Mistake(f"gb={gb} must be 1e-6 or more, rounds={rounds} 2 or more")
     tensors = {f"t{i}": torch.randn(int(gb * 1e9 / 4 / 32)) for i in range(32)}  # as many as a small model has
     there = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     step = 0
@@ -74,4 +76,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

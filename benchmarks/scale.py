@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from benchmarks import training
-from benchmarks.measure import own_options, status, write
+from benchmarks.measure import chosen, own_options, status, write
+from cli import program
 from runtime import parallel
 
 XL = ["config/finetune_gpt2xl_mada.py", "--weights=None", "--n_layer=48", "--n_head=25", "--n_embd=1600", "--bias=True"]
@@ -85,15 +86,18 @@ def measure(case: str, argv: list[str], seconds: float, begun: float) -> dict[st
     return row | {"peak_bytes": peak}
 
 
-def main(argv: list[str]) -> None:
-    defaults = {"seconds": "30", "processes": "1", "out": "", "only": ",".join(CASES), "alone": "", "begun": ""}
-    own, rest = own_options(argv, defaults)
+@program("benchmarks.scale")
+def main(argv: list[str]) -> int:
+    """Exit code 0 if every case was measured."""
+    defaults = {"seconds": 30.0, "processes": 1, "out": "", "only": ",".join(CASES), "alone": "", "begun": 0.0}
+    own, rest = own_options(__doc__, argv, defaults)
+    names = chosen(own["alone"] or own["only"], CASES)
     tiny = "--tiny" in rest
     if tiny:
         rest.remove("--tiny")
-        rest, own["seconds"] = [*TINY, *rest], "1"
+        rest, own["seconds"] = [*TINY, *rest], 1.0
     if own["alone"]:
-        row = measure(own["alone"], rest, float(own["seconds"]), float(own["begun"] or time.time()))
+        row = measure(own["alone"], rest, own["seconds"], own["begun"] or time.time())
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(row), flush=True)
         parallel.leave()
@@ -101,9 +105,10 @@ def main(argv: list[str]) -> None:
     rows, failed = [], []
     titles = f"{'steps/s':>8} {'tokens/s':>10} {'MFU':>6} {'peak GB':>8} {'counted':>8} {'first step, s':>14}"
     print(f"{'case':22} {'parameters':>14} {titles}")
-    for name in own["only"].split(","):
+    device = parallel.resolve(training.config(rest, "benchmarks.scale").device)
+    for name in names:
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={own['processes']}", "-m"]
-        command = [sys.executable, "-m", *(torchrun if own["processes"] != "1" else []), "benchmarks.scale",
+        command = [sys.executable, "-m", *(torchrun if own["processes"] != 1 else []), "benchmarks.scale",
                    f"--alone={name}", f"--seconds={own['seconds']}", f"--begun={time.time()}", *rest]  # fmt: skip
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
         process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -116,14 +121,13 @@ def main(argv: list[str]) -> None:
         print(f"{name:22} {row['parameters']:14,} {1 / row['seconds']:8.1f} {row['tokens_per_second']:10,.0f} {mfu:>6} "
               f"{row['peak_bytes'] / 1e9:8.2f} {row['counted_bytes'] / 1e9:8.2f} {row['first_step_seconds']:14.1f}",
               flush=True)  # fmt: skip
-        device = training.config(rest, "benchmarks.scale").device
-        written = write(own["out"] or None, "scale", parallel.resolve(device), rows, config=rest,
-                        processes=int(own["processes"]))  # fmt: skip
+        written = write(own["out"] or None, "scale", device, rows, config=rest, processes=own["processes"])
     if rows:
         print("written to", written)
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

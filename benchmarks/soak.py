@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from benchmarks import training
-from benchmarks.measure import own_options, write
+from benchmarks.measure import numbers, own_options, write
+from cli import Mistake, program
 from runtime import checkpoint, parallel
 from runtime.records import read_metrics
 
@@ -92,18 +93,21 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
+@program("benchmarks.soak")
 def main(argv: list[str]) -> int:
-    own, argv = own_options(argv, {"hours": "2", "between": "60,300", "seed": "1", "out": "", "flat": "0.03"})
+    options = {"hours": 2.0, "between": "60,300", "seed": 1, "out": "", "flat": 0.03}
+    own, argv = own_options(__doc__, argv, options)
     device = parallel.resolve(training.config(argv, "benchmarks.soak").device)
-    shortest, longest = map(float, own["between"].split(","))
-    rng, flat = random.Random(int(own["seed"])), float(own["flat"])
+    between = numbers("--between", own["between"], float)
+    shortest, longest = between[0], between[-1]
+    rng, flat = random.Random(own["seed"]), own["flat"]
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"the runs and what they print are in {folder}", flush=True)
 
-    end = time.monotonic() + 3600 * float(own["hours"])
+    end = time.monotonic() + 3600 * own["hours"]
     untouched = live(argv, folder / "undisturbed", float("inf"), signal.SIGKILL)
     if untouched["exit"]:
-        sys.exit(f"error: the undisturbed run failed: {(folder / 'undisturbed.log').read_text()[-1000:]}")
+        raise Mistake(f"the undisturbed run failed: {(folder / 'undisturbed.log').read_text()[-1000:]}")
     runs: list[dict[str, Any]] = [{"lives": [untouched], "differences": []}]
     print(f"undisturbed: {untouched['seconds']:.0f} s, memory grew by {untouched['growth']:.2%}", flush=True)
     bad = untouched["growth"] > flat
@@ -120,16 +124,16 @@ def main(argv: list[str]) -> int:
             if code == 0:
                 break
             if code not in (-signal.SIGKILL, 130, -signal.SIGTERM):  # the last: before train.py handles signals
-                sys.exit(f"error: the run failed: {(folder / f'{out_dir.name}.log').read_text()[-1000:]}")
+                raise Mistake(f"the run failed: {(folder / f'{out_dir.name}.log').read_text()[-1000:]}")
         unequal = differences(folder / "undisturbed", out_dir)
         bad |= bool(unequal)
         runs.append({"lives": lives, "differences": unequal})
         print(f"run {len(runs) - 1} {'differs in ' + ', '.join(unequal) if unequal else 'equals the undisturbed one'}",
               flush=True)
-        hours = (time.monotonic() - end) / 3600 + float(own["hours"])
+        hours = (time.monotonic() - end) / 3600 + own["hours"]
         path = write(own["out"] or None, "soak", device, runs, config=argv, hours=round(hours, 3))
     if len(runs) == 1:
-        sys.exit(f"error: the undisturbed run took all the time: give more than --hours={own['hours']}")
+        raise Mistake(f"the undisturbed run took all the time: give more than --hours={own['hours']}")
     kills = sum(len(run["lives"]) - 1 for run in runs)
     verdict = "NOT equal or NOT flat" if bad else "all equal, memory flat"
     print(f"{len(runs) - 1} runs, {kills} kills in {hours:.2f} hours: {verdict}; {path}")

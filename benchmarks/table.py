@@ -4,11 +4,13 @@
 """
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS
+from benchmarks.measure import RESULTS, own_options
+from cli import program
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "BENCHMARKS.md"
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -146,11 +148,13 @@ def tables() -> str:
     return "\n".join(parts[1:])
 
 
-def main() -> None:
+@program("benchmarks.table")
+def main(argv: list[str]) -> None:
+    own_options(__doc__, argv, {}, more=False)
     text = DOC.read_text(encoding="utf-8")
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     DOC.write_text(f"{head}\n{tables()}\n\n{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -231,20 +231,18 @@ def open_subject(out_dir: str, which: str = "best", weights: str | None = None) 
             raise CheckpointError(f"{folder} has {model.config.vocab_size} tokens, GPT-2's tokenizer has "
                                   f"{tokenizer.vocab_size}: evaluate the run that it comes from (--out_dir)")
         dataset: str | None = None
-        record, source = folder / "evaluation.json", str(folder)
+        record = folder / "evaluation.json"
         facts: dict[str, Any] = {"weights": weights, "sha256": file_sha256(folder / huggingface.WEIGHTS)}
     else:
         chosen, config, model = checkpoint.open_model(os.path.expanduser(out_dir), which)
         with checkpoint.reading(chosen.path):
             dataset = str(config["dataset"])
-        record, source = chosen.path.with_suffix(".evaluation.json"), str(chosen.path)
+        record = chosen.path.with_suffix(".evaluation.json")
         facts = {name: getattr(chosen, name) for name in ("step", "val_loss", "sha256")}
         facts = {"checkpoint": chosen.path.name} | facts
         if model.config.vocab_size != tokenizer.vocab_size:  # GPT-2's tokenizer does not need the data set
             prepared = open_dataset(dataset, prepare=True)
             tokenizer = from_manifest(prepared.manifest, prepared.folder / "manifest.json")
-    if wrong := [name for name, p in model.named_parameters() if not p.isfinite().all()]:
-        raise CheckpointError(f"{source} holds NaN or infinity in {wrong[0]}: choose an earlier checkpoint")
     return Subject(model, tokenizer, dataset, facts, record)
 
 

@@ -223,7 +223,16 @@ def open_model(out_dir: str | Path, which: str) -> tuple[Checkpoint, dict[str, A
             raise ValueError(f"n_layer={config.n_layer}")  # before so many layers are built
         model = GPT(config)
         model.load_state_dict(saved["model"])
+    if found.val_loss is not None and not math.isfinite(found.val_loss):
+        raise CheckpointError(f"{found.path} has the validation loss {found.val_loss}: choose an earlier checkpoint")
+    require_finite(model, found.path)
     return found, saved["config"], model
+
+
+def require_finite(model: GPT, path: str | Path) -> None:
+    """Raise CheckpointError if a weight is not finite."""
+    if wrong := [name for name, p in model.named_parameters() if not p.isfinite().all()]:
+        raise CheckpointError(f"{path} holds NaN or infinity in {wrong[0]}: choose an earlier checkpoint")
 
 
 def load(checkpoint: Checkpoint, parts: tuple[str, ...] = ("model", "optimizer")) -> dict[str, Any]:
@@ -312,22 +321,6 @@ def restore(saved: dict[str, Any], model: Any, optimizer: Any) -> None:
         raise CheckpointError(f"the checkpoint {saved['path']} does not match: {what}") from error
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
-
-
-def space_problem(out_dir: str | Path, size: int, keep: int, goes_on: bool) -> str | None:
-    """A message if the disk cannot hold the newest `keep` checkpoints, the best, and one that is being written.
-
-    Args:
-        size: of a checkpoint (bytes).
-        goes_on: the run replaces the checkpoints that are there; otherwise it moves them away.
-    """
-    path = Path(out_dir).absolute()
-    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
-    needed = (keep + 2) * size - goes_on * sum(found.size for found in find(out_dir))
-    if needed <= free:
-        return None
-    return (f"out_dir={str(out_dir)!r} has {free / 1e6:,.1f} MB free, the checkpoints need {needed / 1e6:,.1f} MB "
-            f"({keep + 2} of {size / 1e6:,.1f} MB): choose another, or lower keep_checkpoints={keep}")
 
 
 def _paths(out_dir: str | Path) -> list[Path]:

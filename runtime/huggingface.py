@@ -27,7 +27,7 @@ from data.download import mirrored
 from data.manifest import read_json
 from data.tokenizer import GPT2Tokenizer, gpt2_encoding
 from model import GPT, GPTConfig
-from runtime.checkpoint import CheckpointError
+from runtime.checkpoint import CheckpointError, require_finite
 
 RELEASED = {  # OpenAI's own, in the repositories openai-community/NAME, at these revisions
     "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",  # 124M
@@ -160,6 +160,7 @@ def load(
             raise CheckpointError(f"{path}: {name} is not zero, but config.json says that there are no biases")
     if tensors:
         raise CheckpointError(f"{path} holds {_some([*tensors])}, which a GPT-2 does not have")
+    require_finite(model, path)
     return model
 
 

@@ -12,12 +12,14 @@ import functools
 import itertools
 import math
 import os
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cli import Mistake, program
 from model import GPT, GPTConfig
 from optim import OPTIMIZERS as RULES
 from optim.flat import WIDTH
@@ -150,7 +152,10 @@ def table() -> list[str]:
     return lines
 
 
-def main() -> None:
+@program("runtime.memory")
+def main(argv: list[str]) -> None:
+    if argv:
+        raise Mistake(f"unknown {argv[0]}: it takes nothing")
     text = SCALE.read_text(encoding="utf-8")
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     SCALE.write_text("\n".join([head, *table(), tail]), encoding="utf-8")
@@ -158,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

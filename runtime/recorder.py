@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import math
 import os
 import platform
 import queue
-import re
 import secrets
 import subprocess
 import sys
@@ -33,14 +31,10 @@ from data import manifest
 from model import peak_flops
 from optim.values import key_of
 from runtime.movement import Movement, describe, movement
+from runtime.out_dir import set_aside
 from runtime.records import COLUMNS, parse_metrics, rows_until
-from runtime.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
-RUN_FILES = re.compile(
-    r"(metrics|tensors)\.csv|(config|perplexity)\.json|(figure|tensors)\.png|wandb|wandb_id|ckpt_\d+\.[\w.]+"
-)
-LOCKS: dict[Path, Any] = {}  # open files that lock the out_dirs of this process; the system unlocks them at its end
 PERCENT = (0, 25, 50, 75, 100)  # quantiles over tensors
 Row = dict[str, Any]
 
@@ -56,7 +50,7 @@ def write_config(out_dir: Path, config: Mapping[str, Any], **facts: Any) -> None
     content = {"config": config, "commit": commit(), "versions": versions, "platform": platform.platform(), **facts}
     path = out_dir / "config.json"
     if path.is_dir():
-        print(f"config.json is a folder: it is in {_set_aside(out_dir, [path])}, and written anew")
+        print(f"config.json is a folder: it is in {set_aside(out_dir, [path])}, and written anew")
     manifest.write_json(path, content)
 
 
@@ -73,63 +67,6 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return os.environ.get("NANOMADA_COMMIT")
-
-
-def prepare_out_dir(folder: str, keep: int | None) -> None:
-    """Create a run's folder, check that it is writable, and move the files of an earlier run to FOLDER/previous-N.
-
-    Args:
-        keep: None for a new run, which moves all files of an earlier run; for a run that resumes after a step, this
-            step: only later checkpoints, which are damaged or abandoned, are moved.
-    Raises:
-        ConfigError: the folder cannot be created or written, or another run writes there.
-    """
-    out_dir = Path(folder)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        probe = out_dir / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-        _lock(out_dir)
-        if keep is None:  # files of the user's stay where they are
-            old = [path for path in out_dir.iterdir() if RUN_FILES.fullmatch(path.name)]
-        else:
-            stems = {path.stem for path in out_dir.glob("ckpt_*") if path.suffix in (".pt", ".shards")
-                     and int(re.sub(r"\D", "", path.stem) or 0) > keep}  # fmt: skip
-            old = [path for path in out_dir.glob("ckpt_*") if path.name.partition(".")[0] in stems]
-        if old:
-            what = "an earlier run" if keep is None else "later checkpoints"
-            print(f"moved {what} in {out_dir} to {_set_aside(out_dir, old)}")
-    except OSError as error:
-        raise ConfigError(f"out_dir={folder!r} cannot be written ({error.strerror}): choose another") from None
-
-
-def _set_aside(out_dir: Path, paths: Iterable[Path]) -> Path:
-    """Move them to a new folder previous-N, and return it. Raises OSError."""
-    earlier = [re.fullmatch(r"previous-(\d+)", path.name) for path in out_dir.iterdir()]
-    previous = out_dir / f"previous-{1 + max((int(found[1]) for found in earlier if found), default=0)}"
-    previous.mkdir()
-    for path in paths:
-        path.rename(previous / path.name)
-    return previous
-
-
-def _lock(out_dir: Path) -> None:
-    """Keep other processes from writing here until this one ends, however it ends. Raises ConfigError, OSError."""
-    path = out_dir.resolve() / ".lock"
-    if path in LOCKS:
-        return
-    file = path.open("a+b", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().decode(errors="replace").strip() or "another process"
-        raise ConfigError(f"out_dir={str(out_dir)!r} belongs to a run of {owner}: choose another, or wait") from None
-    LOCKS[path] = file
-    file.truncate(0)
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without its owner's name
-        file.write(f"{platform.node()}, process {os.getpid()}\n".encode())
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = False) -> str:
@@ -163,7 +100,7 @@ class MetricsFile:
         elif self._unwritten.startswith(there) and (path.is_file() or not os.path.lexists(path)):
             self._unwritten = self._unwritten[len(there) :]
         else:
-            previous = _set_aside(path.parent, [path])
+            previous = set_aside(path.parent, [path])
             print(f"{path.name} is not what the checkpoint goes on from: it is in {previous}, and written anew")
         self.flush()
 

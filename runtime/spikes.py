@@ -37,6 +37,13 @@ def stopped(step: int) -> Stop:
     return Stop(STOPPED, f"stopped after step {step}; {GO_ON}")
 
 
+def ended(val_losses: list[float]) -> Stop | None:
+    """After the last step: what is wrong with a run that came to nothing."""
+    if val_losses and not math.isfinite(val_losses[-1]):
+        return Stop(DIVERGED, f"the last validation loss is {val_losses[-1]}: lower the learning rate")
+    return None
+
+
 @dataclass(frozen=True)
 class Rollback:
     """The run returns to a checkpoint and continues from there without the batches since."""

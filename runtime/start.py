@@ -18,6 +18,7 @@ from model import GPT, GPTConfig
 from runtime import checkpoint, huggingface, memory
 from runtime.checkpoint import CheckpointError
 from runtime.optimizers import learned_and_bytes
+from runtime.out_dir import space_problem
 from runtime.parallel import World
 from runtime.settings import ConfigError
 from runtime.spikes import Rollback, Spikes
@@ -108,7 +109,7 @@ def find_start(cfg: Any, world: World, dataset: Dataset, compiled: bool, learnin
     elsewhere = init_from.endswith(checkpoint.KINDS) and Path(init_from).parent.resolve() != Path(cfg.out_dir).resolve()
     spikes.skipped = rollback.skipped if rollback else spikes.skipped
     whole, goes_on = memory.needed(model_config, 1, state_bytes), saved is not None and not elsewhere
-    no_room = checkpoint.space_problem(cfg.out_dir, whole.weights + whole.states, cfg.keep_checkpoints, goes_on)
+    no_room = space_problem(cfg.out_dir, whole.weights + whole.states, cfg.keep_checkpoints, goes_on)
     if no_room and not saved and world.rank == 0:  # a resumed run tries: where a save fails it goes on
         raise ConfigError(no_room)
     unlogged = None

@@ -1,5 +1,6 @@
 """docs/BENCHMARKS.md shows what benchmarks/results/ holds."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -16,10 +17,34 @@ def test_the_tables_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest
     stale = tmp_path / "BENCHMARKS.md"
     stale.write_text(f"before\n{table.BEGIN}\nstale\n{table.END}\nafter\n")
     monkeypatch.setattr(table, "DOC", stale)
-    table.main()
+    assert table.main([]) == 0
     before, generated, after = re.split("<!-- /?benchmarks -->", stale.read_text(encoding="utf-8"))
     assert (before, after) == ("before\n", "\nafter\n")
     assert generated == re.split("<!-- /?benchmarks -->", TEXT)[1], "run python -m benchmarks.table"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("evaluate", ["--windows=0", "--seconds=x", "--device=gpu", "--nothing"]),
+        ("gpu_day", ["--hours=1", "--minutes=nan", "--device=gpu", "--tiny --device=cpu --only=nothing"]),
+        ("half", ["--seeds=0", "--seeds=nan", "--optimizer=nothing", "nothing.py"]),
+        ("iteration", ["--seconds=-1", "--seconds=1e999", "--only=adam", "--alone=nothing", "--n_layer=0"]),
+        ("optimizer_step", ["--sizes=0", "--sizes=1e5,x", "--only=nothing", "--device=gpu", "--out=HERE"]),
+        ("prepare", ["--input=HERE", "--copies=0", "--rounds=x", "--workers=-1", "--nothing"]),
+        ("save", ["--gb=0", "--gb=nan", "--rounds=1", "--nothing"]),
+        ("scale", ["--only=nothing", "--processes=0", "--seconds=x", "--n_layer=0"]),
+        ("soak", ["--hours=x", "--between=x", "--seed=0", "--flat=-1", "--n_layer=0"]),
+        ("table", ["--nothing"]),
+    ],
+)
+def test_a_mistake_is_one_line(name: str, arguments: list[str], tmp_path: Path, capsys) -> None:
+    main = importlib.import_module(f"benchmarks.{name}").main
+    (tmp_path / "HERE").write_text("[]")
+    for argument in arguments:
+        assert main(argument.replace("HERE", str(tmp_path / "HERE")).split()) == 2, argument
+        said = capsys.readouterr().err
+        assert said.startswith(f"benchmarks.{name}: ") and said.count("\n") == 1, said
 
 
 def test_every_benchmark_has_its_place_in_the_document() -> None:

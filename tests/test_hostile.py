@@ -157,6 +157,57 @@ def test_the_worst_values_of_every_option(made: Path, tmp_path: Path, monkeypatc
     assert wrong == [], f"{len(wrong)} of {len(wanted)}:\n" + "\n\n".join(wrong)
 
 
+CONFIG_FILES = {  # a config file, and what is said of it
+    "hyper_lr = {{}: 1}": "unhashable", "hyper_lr = {('a',): 1}": "hyper_lr must be a dict of numbers",
+    "out_dir = 'a\\0b'": "it has a NUL character", "out_dir = '\\ud800'": "surrogates not allowed",
+    "beta1 = 10**399": "must be a number", "base = '~nobody_here/x.py'": "is no path",
+    "learning_rate = 1e999 - 1e999": "must be a finite number", "n_layer = [0] * 10**9": "must be a literal",
+    "seed = __import__('os').getpid()": "must be a literal", "n_layer = " + "-" * 10**5 + "1": "cannot be parsed (",
+    "base = 'b0.py'\nbase = 'b0.py'": "base must be the name of one config file",  # 2**25 readings
+    "optimizer = 'torch.optim:SparseAdam'": "a step of SparseAdam failed (RuntimeError: SparseAdam does not",
+}  # fmt: skip
+
+
+def test_what_attackers_found(made: Path, tmp_path: Path) -> None:
+    """(command, exit code, a part of the line) for what once ended in a traceback, a hang or a silent wrong result."""
+    left_out = re.compile("--(out_dir|optimizer|hyper_lr|hyper_momentum|learning_rate|min_lr|warmup_iters)=")
+    run = ["train.py", *(a for a in small_run(str(made / "data"), tmp_path) if not left_out.match(a))]
+    for i in range(25):
+        (tmp_path / f"b{i}.py").write_text(f"base = 'b{i + 1}.py'\n" * 2)
+    (tmp_path / "b25.py").write_text("n_layer = 1\n")
+    cases: list[tuple[list[object], int, str]] = []
+    for i, (text, said) in enumerate(CONFIG_FILES.items()):
+        (tmp_path / f"{i}.py").write_text(text)
+        cases.append(([*run, tmp_path / f"{i}.py", "--max_iters=1"], 2, said))
+    shutil.copytree(made / "weights", piped := tmp_path / "weights")
+    (piped / "model.safetensors").unlink()
+    os.mkfifo(piped / "model.safetensors")
+    (tmp_path / "empty").touch()
+    over = [*run, "--optimizer=adam", "--learning_rate=1e38", "--min_lr=1e38", "--warmup_iters=0", "--out_dir=~/nan"]
+    sampled, nan = ["sample.py", f"--out_dir={made / 'run'}"], ["--out_dir=~/nan", f"--dataset={made / 'data'}"]
+    cases += [
+        ([*run, "--hyper_lr={1: 2}"], 2, "hyper_lr must be a dict of numbers"),
+        ([*run, "--n_embd=4611686018427387904", "--out_dir=x"], 2, "out of memory (Storage size calculation"),
+        ([*run, "--init_from=nothing.pt", "--out_dir=x"], 2, "nothing.pt does not exist"),
+        ([*sampled, "--prompt=file:" + str(made / "pipe")], 2, "cannot be read: not a regular file\n"),
+        (["prepare.py", "--input", made / "text.txt", "--tokenizer=char", "--out", made / "loop"], 2, "File exists"),
+        (["evaluate.py", *sampled[1:], f"--json={made / 'config.json'}"], 2, "is not a record of evaluate.py"),
+        (["export.py", "--from_folder", f"--folder={piped}", "--out_dir=x"], 2, "is not a regular file"),
+        (["compare.py", made / "run", "--out", made / "file"], 2, "file cannot be written (File exists)"),
+        (["sweep.py", "--plan", "--out=s", "--runs", made / "file"], 2, "file is not UTF-8 text"),
+        (["sweep.py", "--plan", "--out=s", "--runs", tmp_path / "empty"], 2, "empty holds no run"),
+        (over, 3, "the last validation loss is nan"),  # every weight is finite
+        (["sample.py", nan[0]], 2, "has the validation loss nan: choose an earlier checkpoint"),
+        (["evaluate.py", *nan], 2, "has the validation loss nan: choose an earlier checkpoint"),
+        (["export.py", nan[0], "--folder=x"], 2, "has the validation loss nan: choose an earlier checkpoint"),
+    ]  # fmt: skip
+    jobs = [{"argv": [*map(str, argv)], "cwd": str(tmp_path), "env": {"HOME": str(tmp_path)}, "seconds": SECONDS}
+            for argv, _, _ in cases]  # fmt: skip
+    for (argv, code, said), end in zip(cases, forked(*jobs), strict=True):
+        assert told(end, {code}) == "" and said in end["err"], (argv, end)
+    assert (tmp_path / "nan" / "metrics.csv").is_file() and not (tmp_path / "~").exists()
+
+
 # What becomes of a file: its new content, or what is there in its place.
 DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "empty": lambda old, _: b"",

@@ -15,7 +15,8 @@ import torch
 
 import train
 from runtime import recorder
-from runtime.recorder import MetricsFile, Progress, Wandb, prepare_out_dir, write_config
+from runtime.out_dir import prepare_out_dir
+from runtime.recorder import MetricsFile, Progress, Wandb, write_config
 from runtime.records import read_metrics, rows_until
 from runtime.settings import ConfigError
 
@@ -220,10 +221,20 @@ def test_files_that_no_run_wrote_stay_where_they_are(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*theirs, "previous-1", ".lock"}
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "metrics.csv", "figure.png", "wandb"]
+)  # of weights in Hugging Face's format, of anyone's
+def test_a_folder_with_files_of_others_is_no_out_dir(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ConfigError, match=f"holds {name}, which no run wrote: choose another"):
+        prepare_out_dir(str(tmp_path), keep=None)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_an_out_dir_belongs_to_one_process_until_it_dies(tmp_path: Path) -> None:
     holder = """
 import sys, time
-from runtime.recorder import prepare_out_dir
+from runtime.out_dir import prepare_out_dir
 prepare_out_dir(sys.argv[1], None)
 print("locked", flush=True)
 time.sleep(60)

@@ -42,7 +42,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, "a folder", "gone", "the last rows are gone"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "a folder", "a loop of links", "gone", "the last rows are gone"])
 def test_metrics_are_repaired_from_the_checkpoint(
     half: Path, corpus: str, tmp_path: Path, capsys, damage: str
 ) -> None:
@@ -56,6 +56,8 @@ def test_metrics_are_repaired_from_the_checkpoint(
         path.write_bytes(old[:200])
     else:
         path.unlink()
+        if damage == "a loop of links":
+            path.symlink_to(path)
         if damage == "a folder":
             path.mkdir()
             (run / "config.json").unlink()
@@ -65,7 +67,7 @@ def test_metrics_are_repaired_from_the_checkpoint(
     ends_equal(half / "whole", run)
     said = "metrics.csv is not what the checkpoint goes on from" in capsys.readouterr().out
     kept = [*run.glob("previous-*/metrics.csv")]
-    assert said == bool(kept) == (damage in DAMAGES or damage == "a folder")
+    assert said == bool(kept) == (damage in DAMAGES or damage in ("a folder", "a loop of links"))
     assert damage not in DAMAGES or kept[0].read_bytes() == DAMAGES[damage](old)
     assert json.loads((run / "config.json").read_text())["config"]["max_iters"] == 12
 

@@ -134,7 +134,7 @@ def test_a_file_says_what_differs_from_its_base_and_the_command_line_wins(tmp_pa
         ("rates = {**{}}", ":1: rates must be a literal or arithmetic on numbers (`{**{}}` is neither)"),
         ("steps = = 2", ": cannot be parsed (invalid syntax"),
         ("stepz = 2", ":1: unknown key 'stepz', did you mean 'steps'?"),
-        ("base = 3", ":1: base must be the name of a config file, not 3"),
+        ("base = 3", ":1: base must be the name of one config file, not 3"),
         ("base = 'file.py'", ": its base refers back to itself"),
     ],
 )

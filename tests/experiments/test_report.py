@@ -57,6 +57,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 elif isinstance(run, Computation) and (real / "laptop" / f"{run.name}.json").is_file():
                     run.path.parent.mkdir(parents=True, exist_ok=True)
                     run.path.write_text((real / "laptop" / f"{run.name}.json").read_text())
+        (folder / "figures").mkdir()
+        (folder / "figures" / "photo.png").write_bytes(b"a user's")
         report.write_report(list(EXPERIMENTS.values()), folder)
     return folder
 
@@ -71,6 +73,7 @@ def test_the_report_shows_the_records(built: Path) -> None:
     assert "2,400 windows of 64 tokens of the training split" in markdown
     for path in re.findall(r"\]\((figures/.*?)\)", markdown):
         assert (built / path).stat().st_size > 5000
+    assert (built / "figures" / "photo.png").exists()
     page = (built / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(re.findall(r"\]\(figures/", markdown)) >= 4
     assert 'src="figures' not in page and "://" not in page  # it stands alone
