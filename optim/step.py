@@ -52,7 +52,7 @@ class Step:
         self.rule, self.options = rule, options
         self.fixed = options.fixed
         self.q_type = namedtuple("Q", options.start.keys())  # type: ignore[misc]
-        names = dict.fromkeys(options.start)  # what is left out of the options enters as tensors
+        names = dict.fromkeys(options.start, 0.0)  # what is left out of the options enters as tensors
         contained = replace(options, table={}, start=names, hyper_lr={}, hyper_momentum={}, idle={})
         self.identity = rule, rule.advance, repr(contained)
 
