@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -1  # a target with this value is left out of the loss (padding of the last validation batch)
@@ -63,44 +62,18 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
 
-class GELUOnCPU(torch.autograd.Function):
-    """GPT-2's approximation of GELU as x s, s = sigmoid(x (A + B x^2)): passes in place, half the time of torch's
-    kernel for a CPU, whose tanh is slow."""
-
-    A, B = math.sqrt(8 / math.pi), math.sqrt(8 / math.pi) * 0.044715
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        s = torch.addcmul(x.new_tensor(GELUOnCPU.A), x, x, value=GELUOnCPU.B).mul_(x).sigmoid_()
-        ctx.save_for_backward(x, s)
-        return x * s
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        x, s = ctx.saved_tensors
-        d = torch.addcmul(x.new_tensor(GELUOnCPU.A), x, x, value=3 * GELUOnCPU.B).mul_(x)
-        return torch.ops.aten.sigmoid_backward(d, s).add_(s).mul_(gradient)  # s + d s (1 - s)
-
-
-def gelu(x: torch.Tensor) -> torch.Tensor:
-    """GPT-2's approximation of GELU. A compiler fuses torch's; bfloat16 would round between the passes."""
-    if x.device.type != "cpu" or x.dtype == torch.bfloat16 or torch.compiler.is_compiling():
-        return F.gelu(x, approximate="tanh")
-    return GELUOnCPU.apply(x)
-
-
 class MLP(nn.Module):
     """The position-wise half of a block, with a hidden layer of 4C features."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate="tanh")  # GPT-2's approximation
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.c_proj(gelu(self.c_fc(x))))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, IGNORE, GPTConfig, gelu, peak_flops
+from model import GPT, IGNORE, GPTConfig, peak_flops
 from runtime.parallel import World
 
 SMALL = GPTConfig(block_size=8, vocab_size=13, n_layer=3, n_head=2, n_embd=12, vocab_multiple=8)
@@ -78,26 +78,6 @@ def test_logits_and_loss_equal_an_independent_implementation(bias: bool) -> None
     mean = -expected.log_softmax(-1).gather(-1, targets[..., None]).mean()
     torch.testing.assert_close(loss, mean, rtol=1e-10, atol=0)
     torch.testing.assert_close(model(idx)[0], logits[:, [-1]], rtol=1e-10, atol=1e-10)
-
-
-def test_gelu_on_a_cpu_is_torchs() -> None:
-    x = torch.cat([torch.linspace(-12, 12, 2001, dtype=torch.float64), torch.tensor([-1e6, -40.0, 0.0, 40.0, 1e6])])
-    for dtype, round_off in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
-        mine, theirs = (x.to(dtype, copy=True).requires_grad_() for _ in range(2))
-        y, expected = gelu(mine), F.gelu(theirs, approximate="tanh")
-        assert type(y.grad_fn).__name__ == "GELUOnCPUBackward"
-        for result in (y, expected):
-            result.backward(torch.linspace(-1, 2, len(x), dtype=dtype))
-        torch.testing.assert_close(y, expected, rtol=round_off, atol=round_off)
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=round_off, atol=round_off)
-
-
-def test_gelu_is_torchs_own_where_that_is_fast() -> None:
-    assert type(gelu(torch.ones(3, dtype=torch.bfloat16, requires_grad=True)).grad_fn).__name__ == "GeluBackward0"
-    graphs = []
-    torch._dynamo.reset()
-    torch.compile(gelu, backend=lambda graph, _: graphs.append(graph.code) or graph)(torch.ones(3, requires_grad=True))
-    assert len(graphs) == 1 and "gelu" in graphs[0]
 
 
 def test_no_position_sees_what_comes_after_it() -> None:
