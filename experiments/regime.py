@@ -147,7 +147,10 @@ def fractions(records: Mapping[str, Record]) -> list[tuple[float, float]]:
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     found = by_start(records)
-    config, parameters = (next(iter(records.values()))[key] for key in ("config", "parameters"))
+    if not found:
+        return [losses(records)]
+    learned = next(record for name, record in records.items() if name.startswith("regime/mada"))
+    config, parameters = learned["config"], learned["parameters"]
     steps, total, still = config["max_iters"], AUTHORS["steps"][-1], config["hyper_start"]
     by_step, same_at_step = compare(found, [(step, step) for step in STEPS])
     by_fraction, same_at_end = compare(found, fractions(records))

@@ -50,7 +50,7 @@ def between(claim: str, theirs: float, losses: Mapping[str, Losses], key: str, a
     """A row about `key` minus `against`, if both were run; `theirs` is the paper's difference."""
     shared = pooled(losses, "adam")
     difference = paired(losses.get(against, {}), losses.get(key, {}), digits, shared)
-    if difference:
+    if difference and difference.n > 1:  # one seed is no verdict
         size = f"{scale}, n = {difference.n}" + (", pooled spread" if difference.pooled else "")
         yield Verdict(claim, f"{theirs:+.{digits}f}", str(difference), size, word(difference, theirs))
 

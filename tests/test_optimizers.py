@@ -175,6 +175,7 @@ def test_a_learned_rate_and_the_schedule_are_two_columns(small: list[str], tmp_p
     assert float(got[0]["lr_learned"]) == 1e-2 and float(got[-1]["lr_learned"]) != 1e-2 and got[-1]["h_lr"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_coefficients_of_groups_and_of_tensors_are_recorded_resumed_and_drawn(small: list[str], tmp_path: Path) -> None:
     ends = {}
     for scope, again in (("group", False), ("tensor", False), ("tensor", True)):

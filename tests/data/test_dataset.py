@@ -110,7 +110,7 @@ def test_missing_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "nowhere", r"no data set '.*nowhere': neither a prepared folder"),
         (tmp_path / "loop", r"no data set '.*loop'"),
         ("x" * 300, "cannot be read: File name too long"),
-        ("~nobody-has-this-name/set", "~nobody-has-this-name/set: "),
+        ("~nobody-has-this-name/set", "~nobody-has-this-name/set\' is no path: Could not determine home"),
     ):
         with pytest.raises(DataError, match=message):
             open_dataset(str(path))

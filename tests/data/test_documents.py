@@ -175,7 +175,7 @@ def test_paths_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("broken", "broken is a link to nowhere, which does not exist"),
         ("fifo", "fifo is not a regular file"),
         ("x" * 300, "cannot be read: File name too long"),
-        ("~nobody-has-this-name/a", "~nobody-has-this-name/a: "),
+        ("~nobody-has-this-name/a", "~nobody-has-this-name/a\' is no path: Could not determine home"),
     ):
         with pytest.raises(DataError, match=message) as error:
             find_files([name if name.startswith("~") else tmp_path / name])
