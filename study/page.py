@@ -116,6 +116,6 @@ def picture(block: Figure) -> bytes:
         figure: Any = plt.figure(figsize=block.size, layout="constrained")
         block.draw(figure)
         buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=88, format="png", metadata={"Software": None})
+        figure.savefig(buffer, dpi=80, format="png", metadata={"Software": None})
         plt.close(figure)
     return buffer.getvalue()
