@@ -107,7 +107,7 @@ def program(name: str, again: str = "") -> Callable[[Callable[[list[str]], int |
 
 def keep_memory() -> None:
     """Let glibc keep what was freed. It would return the memory of a step's tensors to the system and take it anew, a
-    page fault for every 4 KB: a tenth to a fifth of a small model's step on a CPU. Elsewhere, nothing."""
+    page fault for every 4 KB: 7% of an iteration of the quickstart (docs/LOG.md). Elsewhere, nothing."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: smaller blocks are cut from the heap
