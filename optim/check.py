@@ -1,5 +1,6 @@
 """Is a rule what the engine takes it for, and is its hypergradient the derivative of its own step?"""
 
+import math
 import sys
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,23 @@ def probe(rule: Any, options: Options) -> None:
             if a is not None and not torch.allclose(a[:1], b, rtol=1e-9, equal_nan=True):
                 raise ValueError(f"advance is not elementwise: {name} of an element changes with other elements (a "
                                  "norm, a mean, a sort?), which are those of all parameters")  # fmt: skip
+    _refuse_infinite_slope(rule, options)
+
+
+def _refuse_infinite_slope(rule: Any, options: Options) -> None:
+    """Where no gradient has come yet, as in the padding of a row, all states are 0; a derivative that is NaN there
+    makes the sum over all NaN, and nothing would ever be learned."""
+    names, zero = [k for k in options.learned if k in rule.table], torch.zeros(1, 1, dtype=torch.float64)
+    for k in names:
+        values = {name: torch.full_like(zero, value) for name, value in options.start.items()}
+
+        def direction(value: Tensor, k: str = k, values: dict[str, Tensor] = values) -> Tensor:
+            q = namedtuple("Q", values)(**values | {k: value})  # type: ignore[misc]
+            return rule.advance(q, _start(rule, options, zero), zero, zero + 1)[0]
+
+        if not torch.func.vjp(direction, values[k])[1](zero)[0].isfinite():
+            raise ValueError(f"the derivative of the direction by {k} is not finite where all gradients were 0, so "
+                             "nothing would be learned: take sqrt from optim, not torch's")  # fmt: skip
 
 
 def refuse_inside_zero() -> None:
@@ -83,7 +101,7 @@ def check_hypergradient(rule: Any, steps: int = 6, **options: Any) -> dict[str, 
     state, pending = _start(rule, asked, x.detach()), x.detach()
     pairs: dict[str, list[tuple[float, float]]] = {k: [] for k in asked.learned}
     for t in range(steps):
-        made = dict(zip(asked.learned, optimizer.param_groups[0]["q_applied"].tolist(), strict=True))
+        made = dict(zip(asked.learned, optimizer.param_groups[0]["q_applied"].flatten().tolist(), strict=True))
         g = torch.randn(50, generator=random, dtype=torch.float64)
         x.grad = g.clone()
         optimizer.step()
@@ -97,7 +115,8 @@ def check_hypergradient(rule: Any, steps: int = 6, **options: Any) -> dict[str, 
     errors = {}
     for k, found in pairs.items():
         size = max(abs(value) for pair in found for value in pair)
-        errors[k] = max(abs(h - expected) for h, expected in found) / size if size else 0.0
+        apart = [abs(h - expected) for h, expected in found]
+        errors[k] = math.inf if any(map(math.isnan, apart)) else max(apart) / size if size else 0.0
         verdict = "right" if errors[k] <= 1e-6 else "WRONG: a detach, a float() or a step function in its path?"
         verdict = verdict if size else "zero: the direction does not depend on it, or only by jumps"
         h, expected = found[-1]

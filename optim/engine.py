@@ -31,7 +31,7 @@ from . import options, saved
 from .check import probe, refuse_inside_zero
 from .compiled import CompiledPass
 from .flat import COLUMNS, Bucket, Kind, has_others_memory, name_of, overlapping, own_storage, share
-from .options import Options, refuse_outside
+from .options import Options, refuse_below
 from .rule import Coefficient
 from .step import Scalars, Step
 from .values import BY_OWNER, OF_ALL, Values, key_of
@@ -134,10 +134,7 @@ class RuleOptimizer(Optimizer):
     def check(cls, lr: float = 1e-3, **options_of_constructor: Any) -> Options:
         """What an optimizer made with these keywords would learn, from where and with how much state (options.py),
         without making it. Raises ValueError as the constructor does."""
-        try:
-            return options.check(cls, lr, **options_of_constructor)
-        except ValueError as error:
-            raise ValueError(f"{cls.__name__}: {error}") from None
+        return cls._named(lambda: options.check(cls, lr, **options_of_constructor))
 
     # ------------------------------------------------------------------------------------------------ parameters
 
@@ -145,7 +142,7 @@ class RuleOptimizer(Optimizer):
         """Add a group with `params`, and whatever differs in it (see `params` above); at any time, as in torch.optim.
         Other keys are kept and not read."""
         for k in param_group.keys() & {"lr", "weight_decay"}:
-            refuse_outside(f"{type(self).__name__}: param group: {k}", param_group[k], 0)
+            refuse_below(f"{type(self).__name__}: param group: {k}", param_group[k], 0)
         for k in (*BY_OWNER, *OF_ALL):  # of an optimizer that had the group before
             param_group.pop(k, None)
         shared = self.defaults.keys() - param_group.keys() - {"lr", "weight_decay"}
@@ -161,14 +158,15 @@ class RuleOptimizer(Optimizer):
                 raise
 
     def _refuse_disagreement(self) -> None:
-        """Raise ValueError if a coefficient that all groups share starts at different values in them."""
-        known = [group for group, _ in self._values.shown]
-        new = [group for group in self.param_groups if not any(group is other for other in known)]
-        for k in self.learned if self.options.scope == "global" else ():
-            starts = {float(group.get(key_of(k), self.options.start[k])) for group in [*new, *({} for _ in known)]}
-            if len(starts) > 1:
-                raise ValueError(f"{type(self).__name__}: {k} is learned and shared by all param groups, which start "
-                                 f"it at {' and '.join(map(str, sorted(starts)))}: scope='group' gives each its own")
+        """Raise ValueError if a coefficient that all groups share is another one in new groups."""
+        known = {id(group) for group, _ in self._values.shown}
+        new = [group for group in self.param_groups if id(group) not in known]
+        for j, k in enumerate(self.learned if self.options.scope == "global" else ()):
+            now = self._values.scalars.q[j].item() if known else self.options.start[k]
+            values = {float(group.get(key_of(k), now)) for group in new} | ({now} if known else set())
+            if len(values) > 1:
+                raise ValueError(f"{type(self).__name__}: {k} is learned and shared by all param groups, but is "
+                                 f"{' and '.join(map(str, sorted(values)))} in them: scope='group' gives each its own")
 
     def _lay_out(self) -> None:
         """Make buckets and values for the groups as they are. What has a state or a value keeps it; what has none
@@ -197,12 +195,13 @@ class RuleOptimizer(Optimizer):
         self.laid_out += 1
         self._follow_values()
 
-    def _named(self, action: Callable[[], Any]) -> Any:
+    @classmethod
+    def _named(cls, action: Callable[[], Any]) -> Any:
         """What `action` returns; its ValueError gets the name of the optimizer in front."""
         try:
             return action()
         except ValueError as error:
-            raise ValueError(f"{type(self).__name__}: {error}") from None
+            raise ValueError(f"{cls.__name__}: {error}") from None
 
     def _current_layout(self) -> Any:
         """What a step relies on, by identity: groups, their parameters, the tensors in their state."""
@@ -357,7 +356,8 @@ class RuleOptimizer(Optimizer):
             lines.append(f"Parameter Group {g}")
             for k in sorted(group.keys() - {"params", *BY_OWNER, *OF_ALL}):
                 v = group[k].tolist() if isinstance(group[k], Tensor) else group[k]
-                lines.append(f"    {k}: {f'{min(v):.4g} to {max(v):.4g}' if isinstance(v, list) and v else v}")
+                several = isinstance(group[k], Tensor) and isinstance(v, list) and v  # one value for each parameter
+                lines.append(f"    {k}: {f'{min(v):.4g} to {max(v):.4g}' if several else v}")
         return "\n".join([f"{type(self).__name__} (", *lines]) + "\n)"
 
     # ---------------------------------------------------------------------------------------------------- state

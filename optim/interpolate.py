@@ -21,6 +21,8 @@ def interpolate(*rules: type[RuleOptimizer]) -> type[RuleOptimizer]:
     names = [rule.__name__.lower() for rule in rules]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise ValueError(f"interpolate takes two or more different rules, not {names}")
+    if any(a.startswith(f"{b}_") for a in names for b in names):
+        raise ValueError(f"interpolate: of {names} one is the beginning of another: rename a class")
     parts = dict(zip(names, rules, strict=True))
     weight = Coefficient(1 / len(names), 1e-3, 1.0, "weight of this rule's direction", hyper_lr=2e-2)
 

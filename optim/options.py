@@ -108,15 +108,16 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: flo
         if choice not in choices:
             raise ValueError(f"{k} = {choice!r} must be one of {', '.join(choices)}")
 
-    refuse_outside("lr", lr, 0)
-    refuse_outside("weight_decay", weight_decay, 0)
-    refuse_outside("hyper_start", hyper_start, 0)
+    refuse_below("lr", lr, 0)
+    refuse_below("weight_decay", weight_decay, 0)
+    refuse_below("hyper_start", hyper_start, 0)
     for k, value in hyper_lr.items():
-        refuse_outside(f"hyper_lr[{k!r}]", value, 0)
+        refuse_below(f"hyper_lr[{k!r}]", value, 0)
     for k, value in hyper_momentum.items():
-        refuse_outside(f"hyper_momentum[{k!r}]", value, 0, 1)
+        if not 0 <= number(f"hyper_momentum[{k!r}]", value) < 1:
+            raise ValueError(f"hyper_momentum[{k!r}] = {value} must lie in [0, 1)")
     for k, above in {"hyper_clip": hyper_clip, "max_grad_norm": max_grad_norm}.items():
-        if above is not None and not number(k, above) > 0:
+        if not (above is None and k == "max_grad_norm") and not number(k, above) > 0:
             raise ValueError(f"{k} = {above} must be above 0")
 
     table = dict(rule.table)
@@ -137,11 +138,11 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: flo
         c.check(k, start[k], learned=k in learned)
     for k, default in rule.constants.items():
         start[k] = number(k, values.get(k, default))
-        refuse_outside(k, start[k], min(0.0, default))
+        refuse_below(k, start[k], min(0.0, default))
     idle = {k: at for k, (at, _) in rule.parts.items() if start[k] == at and k not in learned}
     unkept = {f for k in idle for f in rule.parts[k][1]}
     return Options(
-        table=table, start=start, learned=learned, hyper_lr=hyper_lr, hyper_momentum=hyper_momentum,
+        table=table, start=start, learned=learned, hyper_lr=dict(hyper_lr), hyper_momentum=dict(hyper_momentum),
         hyper_start=hyper_start, hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm,
         fields=tuple(f for f in rule.State._fields if f not in unkept), half=half, idle=idle, scope=scope,
         hyper_optimizer=hyper_optimizer, hyper_space=hyper_space,
@@ -151,7 +152,9 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: flo
 def of_group(asked: Options, group: Mapping[str, Any]) -> tuple[Mapping[str, float], Mapping[str, Coefficient]]:
     """Hyper rates, and coefficients in their boxes, as they are in a param group. A tensor in it is taken as it is:
     looking at its value would wait for the device. Raises ValueError."""
-    own = {k: group.get(k) or {} for k in ("hyper_lr", "box")}
+    own = {k: {} if group.get(k) is None else group[k] for k in ("hyper_lr", "box")}
+    if not isinstance(own["hyper_lr"], Mapping):
+        own["hyper_lr"] = dict.fromkeys(asked.learned, number("hyper_lr", own["hyper_lr"]))
     for key, values in own.items():
         if values and asked.scope == "global":
             raise ValueError(f"{key} is the same for all groups, which share what is learned: set scope='group'")
@@ -160,7 +163,7 @@ def of_group(asked: Options, group: Mapping[str, Any]) -> tuple[Mapping[str, flo
         if group.get(k):
             raise ValueError(f"{k} = {group[k]} is not read: {FROM_ELSEWHERE[k]}")
     for k, rate in own["hyper_lr"].items():
-        refuse_outside(f"hyper_lr[{k!r}]", rate, 0)
+        refuse_below(f"hyper_lr[{k!r}]", rate, 0)
     table = {k: boxed(k, c, own["box"][k]) if k in own["box"] else c for k, c in asked.table.items()}
     for k, start in asked.start.items():
         given = group.get("lr_learned" if k == "lr" else k, start)
@@ -170,7 +173,7 @@ def of_group(asked: Options, group: Mapping[str, Any]) -> tuple[Mapping[str, flo
         if k in table:
             table[k].check(k, value, learned=k in asked.learned)
         else:
-            refuse_outside(k, value, min(0.0, asked.start[k]))
+            refuse_below(k, value, min(0.0, asked.start[k]))
         if value != asked.idle.get(k, value):
             raise ValueError(f"{k} = {value} needs a state that is not kept, since {k} is fixed at {asked.idle[k]:g}: "
                              f"learn it, or give the optimizer itself another {k}")  # fmt: skip
@@ -198,9 +201,9 @@ def number(name: str, value: Any) -> float:
     raise ValueError(f"{name} = {value!r} must be a number")
 
 
-def refuse_outside(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    if not low <= number(name, value) <= high:
-        raise ValueError(f"{name} = {value} must lie in [{low:g}, {high:g}]")
+def refuse_below(name: str, value: Any, low: float) -> None:
+    if not number(name, value) >= low:
+        raise ValueError(f"{name} = {value} must be at least {low:g}")
 
 
 def refuse_unknown(where: str, given: Iterable[str], known: list[str]) -> None:

@@ -48,6 +48,11 @@ class Coefficient:
         if not self.kind:  # of the rule's own box: one that a user narrows does not change it
             kind = "decay" if self.below == 1 else "weight" if self.low >= 0 and self.high <= 1 else "scale"
             object.__setattr__(self, "kind", kind)
+        if self.kind not in ("decay", "weight", "scale"):
+            raise ValueError(f"kind = {self.kind!r} must be decay, weight or scale")
+        if not self.low <= self.high or self.high >= self.below < math.inf:
+            below = f" < {self.below:g}" if self.below < math.inf else ""
+            raise ValueError(f"a box [{self.low:g}, {self.high:g}] must be low <= high{below}")
 
     def check(self, name: str, value: float, learned: bool) -> None:
         """Raise ValueError if the coefficient called `name` cannot start at `value`."""

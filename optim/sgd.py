@@ -9,7 +9,7 @@ from .rule import Coefficient
 
 
 class SGD(RuleOptimizer):
-    table = {"momentum": Coefficient(0.9, 0.0, 0.99, "decay of the sum of gradients b")}
+    table = {"momentum": Coefficient(0.9, 0.0, 0.99, "decay of the sum of gradients b", kind="decay")}
 
     class State(NamedTuple):
         b: Tensor  # decaying sum of gradients

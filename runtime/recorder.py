@@ -339,8 +339,8 @@ class Recorder:
         texts = {
             "loss": f"{train_loss:.4f}" if step else None,
             "val": None if val_loss is None else f"{val_loss:.4f}",
-            "tok/s": f"{speed:,.0f}" if step else None,
-            "MFU": f"{speed * self._mfu_per_speed:.1%}" if self._mfu_per_speed and step else None,
+            "tok/s": f"{speed:,.0f}" if speed else None,
+            "MFU": f"{speed * self._mfu_per_speed:.1%}" if self._mfu_per_speed and speed else None,
         }
         learned = map(key_of, hypergradients)
         self._progress.show(row, texts | {name: f"{coefficients[name]:#.4g}" for name in learned})

@@ -35,18 +35,22 @@ BAD = {
     "box: no coefficient 'beta5'": lambda p: MADA(p, box={"beta5": (0, 1)}),
     "'beta3', it has beta1, beta2, lr": lambda p: Adam(p, hyper_lr={"beta3": 0.1}),
     "hyper_lr['rho'] = -0.1": lambda p: MADA(p, hyper_lr={"rho": -0.1}),
-    "hyper_momentum['beta1'] = 1.1": lambda p: HyperAdam(p, hyper_momentum={"beta1": 1.1}),
+    "hyper_momentum['beta1'] = 1.0 must lie in [0, 1)": lambda p: HyperAdam(p, hyper_momentum={"beta1": 1.0}),
     "hyper_momentum: no coefficient 'rho'": lambda p: Adam(p, hyper_momentum={"rho": 0.1}),
     "hyper_start = -1": lambda p: MADA(p, hyper_start=-1),
     "hyper_clip = 0": lambda p: MADA(p, hyper_clip=0.0),
+    "hyper_clip = None must be a number": lambda p: MADA(p, hyper_clip=None),
     "max_grad_norm = -1": lambda p: MADA(p, max_grad_norm=-1.0),
     "order = 'sideways' must be one of coefficients_first, weights_first": lambda p: MADA(p, order="sideways"),
     "lr = 0 cannot be learned": lambda p: Adam(p, lr=0.0, hyper_lr={"lr": 1e-3}),
     "param group 0: beta1 = 1.5 must lie in [0, 1]": lambda p: Adam([{"params": p, "beta1": 1.5}]),
-    "beta1 is learned and shared by all param groups, which start it at 0.5 and 0.9: scope='group'": lambda p: MADA(
+    "beta1 is learned and shared by all param groups, but is 0.5 and 0.9 in them: scope='group'": lambda p: MADA(
         [{"params": p[:1], "beta1": 0.5}, {"params": p[1:]}]
     ),
     "group 0: hyper_lr is the same for all groups": lambda p: MADA([{"params": p, "hyper_lr": {"beta1": 0.1}}]),
+    "group 0: hyper_lr['beta1'] = -0.1 must be at least 0": lambda p: MADA(
+        [{"params": p, "hyper_lr": -0.1}], scope="group"
+    ),
     "group 0: hyper_lr: no coefficient 'eps'": lambda p: MADA(
         [{"params": p, "hyper_lr": {"eps": 0.1}}], scope="group"
     ),
@@ -87,6 +91,13 @@ def test_bytes_of_state_are_counted_without_a_parameter(options: dict, dtype: to
     p = torch.nn.Parameter(torch.zeros(1024, dtype=dtype))
     held = sum(v.nbytes for v in MADA([p], **options).state[p].values() if v.numel() == 1024)
     assert MADA.check(**options).state_bytes(dtype) * 1024 == held > 0
+
+
+def test_the_caller_s_dictionaries_are_copied() -> None:
+    rates = {"beta1": 0.05}
+    optimizer = Adam(parameters(), hyper_lr=rates)
+    rates.clear()
+    assert optimizer.options.hyper_lr == {"beta1": 0.05}
 
 
 def test_a_box_of_one_s_own_holds_what_is_learned() -> None:

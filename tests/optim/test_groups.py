@@ -150,10 +150,40 @@ def test_a_group_brings_its_own_start_rate_box_and_what_it_does_not_learn() -> N
     assert "hyper_lr" not in again.param_groups[0] and again.coefficients_by_owner == optimizer.coefficients_by_owner
 
 
+@pytest.mark.parametrize("rate", [0, 0.0, {"beta1": 0, "beta2": 0}])
+def test_one_rate_of_a_group_is_that_of_all_its_coefficients(rate) -> None:
+    params = parameters()
+    first, second = groups(params)
+    optimizer = HyperAdam([first | {"hyper_lr": rate}, second | {"hyper_lr": 0.05}], lr=0.02, scope="group")
+    run(optimizer, params, range(1, 8))
+    still, moved = optimizer.coefficients_by_owner
+    assert still == {"beta1": 0.9, "beta2": 0.95} and abs(moved["beta1"] - 0.9) > 1e-4 < abs(moved["beta2"] - 0.95)
+
+
+def test_a_later_group_takes_over_what_all_have_learned() -> None:
+    """Whatever it starts shared coefficients at would be written into all groups."""
+    params = parameters()
+    optimizer = HyperAdam(params[:3], lr=0.02, hyper_lr=0.05)
+    run(optimizer, params, range(1, 8))
+    before = optimizer.coefficients
+    assert before["beta1"] != 0.9
+    with pytest.raises(ValueError, match=r"beta1 is learned and shared by all param groups, but is 0\.9 and 0\.97"):
+        optimizer.add_param_group({"params": params[3:], "beta1": 0.9})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": params[3:4]})
+    optimizer.add_param_group({"params": params[4:]})
+    assert optimizer.coefficients == before
+    run(optimizer, params, range(8, 10))
+    assert optimizer.coefficients != before
+
+
 def test_repr_shows_the_values() -> None:
     params = parameters()
     optimizer = MADA(groups(params), **ALL)
     run(optimizer, params, range(1, 4))
     assert f"    beta1: {optimizer.coefficients['beta1']}\n" in repr(optimizer)
     assert repr(optimizer).count("Parameter Group") == 2 and "q_momentum" not in repr(optimizer)
+    named = MADA({str(i): p for i, p in enumerate(parameters())}.items())
+    named.param_groups[0]["sizes"] = [3, 10]
+    assert "    param_names: ['0', '1', '2', '3', '4']\n" in repr(named) and "    sizes: [3, 10]\n" in repr(named)
     assert "beta1: 0." in (text := repr(MADA(groups(parameters()), scope="tensor"))) and " to 0.9" in text

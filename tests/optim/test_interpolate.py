@@ -41,6 +41,14 @@ def test_it_learns_its_weights_unless_told_otherwise_and_saves_like_any_other() 
         interpolate(Adam, Lion, Yogi)(parameters()).load_state_dict(optimizer.state_dict())
 
 
+def test_rules_whose_names_cannot_be_told_apart_are_refused() -> None:
+    class Adam_Mini(Adam):
+        pass
+
+    with pytest.raises(ValueError, match="one is the beginning of another"):
+        interpolate(Adam, Adam_Mini)
+
+
 @pytest.mark.parametrize("rules", [(), (Adam,), (Adam, Adam), (Adam, Lion, Adam)])
 def test_fewer_than_two_different_rules_are_refused(rules) -> None:
     with pytest.raises(ValueError, match="two or more different rules"):

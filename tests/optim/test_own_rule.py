@@ -119,6 +119,9 @@ MISTAKES = {
         g if t > 1 else q.beta * g, State(g)
     ),
     "Rule: advance is not elementwise: direction of": lambda q, s, g, t, State: (q.beta * g / g.norm(), State(g)),
+    "Rule: the derivative of the direction by beta is not finite where": lambda q, s, g, t, State: (
+        g / ((q.beta * s.m + g * g).sqrt() + 1e-8), State(s.m + g * g)
+    ),
     "Rule: advance is not elementwise: m of": lambda q, s, g, t, State: (q.beta * g, State(g - g.mean())),
 }  # fmt: skip
 
@@ -129,16 +132,23 @@ def test_the_mistakes_of_a_first_rule_are_named(message: str) -> None:
         rule(MISTAKES[message])([torch.nn.Parameter(torch.ones(3))])
 
 
+@pytest.mark.parametrize("box", [{"high": 1.0, "below": 1.0}, {"low": 0.9, "high": 0.8}, {"high": 0.9, "kind": "log"}])
+def test_a_table_that_cannot_be_is_refused(box: dict) -> None:
+    with pytest.raises(ValueError, match=r"must be low <= high|kind = 'log' must be decay, weight or scale"):
+        Coefficient(**{"start": 0.85, "low": 0.0, "meaning": "decay"} | box)
+
+
 def test_a_hypergradient_is_checked_against_differences(capsys) -> None:
     inside = {"beta3": 0.5, "rho": 0.5, "c": 0.5, "gamma": 0.5}
     errors = check_hypergradient(MADA, **inside, hyper_lr=dict.fromkeys((*MADA.table, "lr"), 0.01))
     assert list(errors) == [*MADA.table, "lr"] and max(errors.values()) < 1e-6
     assert check_hypergradient(AdaBelief)["beta1"] < 1e-6
+    assert check_hypergradient(AdaBelief, scope="tensor")["beta1"] < 1e-6
     assert check_hypergradient(Lion, hyper_lr={"beta1": 0.1}) == {"beta1": 0.0}
     cut = rule(lambda q, s, g, t, State: (q.beta.detach() * s.m + q.beta * g, State(s.m + g)))
     assert check_hypergradient(cut)["beta"] > 1e-3
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10 and all(line.endswith(": right") for line in lines[:8])
-    assert "zero: the direction does not depend on it" in lines[8] and "WRONG" in lines[9]
+    assert len(lines) == 11 and all(line.endswith(": right") for line in lines[:9])
+    assert "zero: the direction does not depend on it" in lines[9] and "WRONG" in lines[10]
     with pytest.raises(ValueError, match="Adam learns nothing here"):
         check_hypergradient(Adam)
