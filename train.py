@@ -42,7 +42,7 @@ class Config:
     adapt, more_help = staticmethod(optimizers.adapt), staticmethod(optimizers.table)  # hooks of `parse`
     # the run
     out_dir: Annotated[Place, "folder for checkpoints, metrics.csv, config.json and figure.png"] = "out"
-    init_from: Annotated[Place, "scratch; resume: out_dir's newest checkpoint; auto: either; or a path"] = "scratch"
+    init_from: Annotated[Place, "scratch; resume: out_dir's newest checkpoint; auto: either; or its path"] = "scratch"
     weights: Annotated[
         Place | None, "start with gpt2, gpt2-medium, gpt2-large, gpt2-xl or a folder in their format"] = None
     seed: Annotated[Natural, "fixes weights, batches and dropout"] = 1337
@@ -76,7 +76,7 @@ class Config:
     optimizer: Annotated[str, "a rule (below), or path/to/file.py:ClassName (executed), or package:ClassName"] = "mada"
     coefficients: Annotated[dict[str, Any], "where they start, or --NAME=VALUE"] = field(default_factory=dict)
     coefficients_from: Annotated[Place | None, "a finished run's out_dir or record, to start with its end"] = None
-    hyper_lr: Annotated[dict[str, float], "rates of coefficients, {NAME: rate}, or one"] = field(default_factory=dict)
+    hyper_lr: Annotated[dict[str, float], "rates: {NAME: rate}, or one number for all"] = field(default_factory=dict)
     hyper_momentum: Annotated[float | dict[str, float], "momentum of the hypergradients, for all or by name"] = 0.0
     hyper_optimizer: Annotated[Literal["sgd", "sign", "adam"], "of the coefficients; the paper's is sgd"] = "sgd"
     hyper_space: Annotated[Literal["linear", "log"], "log: in -log(1 - beta), logit(weight)"] = "linear"
@@ -118,15 +118,14 @@ def check(cfg: Config) -> Iterator[tuple[str, str]]:
 
 def learning_rate(step: int, cfg: Config) -> float:
     """The rate of step 1, 2, ...: linear warm-up, then a cosine down to min_lr, then min_lr (0 at step 0)."""
-    done = step - 1
     end = cfg.max_iters if cfg.lr_decay_iters is None else cfg.lr_decay_iters
-    if done < cfg.warmup_iters:
-        return cfg.learning_rate * (done + 1) / (cfg.warmup_iters + 1)
+    if step <= cfg.warmup_iters:
+        return cfg.learning_rate * step / (cfg.warmup_iters + 1)
     if not cfg.decay_lr:
         return cfg.learning_rate
-    if done >= end:
+    if step > end:
         return cfg.min_lr
-    progress = (done - cfg.warmup_iters) / (end - cfg.warmup_iters)  # 0 to 1
+    progress = (step - 1 - cfg.warmup_iters) / (end - cfg.warmup_iters)  # 0 to 1
     return cfg.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (cfg.learning_rate - cfg.min_lr)
 
 
@@ -136,22 +135,22 @@ def accumulate(net: Any, tokens: Tokens, batch: int, cfg: Config, world: World) 
     A global batch is gradient_accumulation_steps micro-batches of batch_size rows, shared out among the processes. DDP
     averages gradients over them in the last backward, FSDP in each: no process has room for a whole gradient.
     """
-    part = cfg.gradient_accumulation_steps // world.size
+    own = cfg.gradient_accumulation_steps // world.size  # micro-batches of this process
     total = torch.zeros((), device=world.device)
-    for i in range(part):
-        micro = world.rank * part + i  # its place in the global batch
+    for i in range(own):
+        micro = world.rank * own + i  # its place in the global batch
         rows = range(micro * cfg.batch_size, (micro + 1) * cfg.batch_size)
         x, y = train_batch(tokens, cfg.seed, batch, rows, cfg.block_size)  # (B, T) each
         if cfg.dropout:  # the masks belong to the micro-batch, whichever process works on it
             torch.manual_seed(int(np.random.SeedSequence((cfg.seed, batch, micro)).generate_state(1, np.uint64)[0]))
-        with world.no_sync(net) if i < part - 1 else nullcontext():
-            loss = world.backward(net, world.move(x), world.move(y), part)  # DDP and FSDP average over the processes
+        with world.no_sync(net) if i < own - 1 else nullcontext():
+            loss = world.backward(net, world.move(x), world.move(y), own)  # DDP and FSDP average over the processes
         total += loss / cfg.gradient_accumulation_steps
     return total
 
 
 @torch.no_grad()
-def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float | None:
+def evaluate(model: GPT, tokens: Tokens, cfg: Config, world: World) -> float | None:
     """Mean loss (nats per token) over the fixed validation windows, which the processes share out among them.
 
     None, on every process, if one of them was asked to leave meanwhile.
@@ -159,7 +158,7 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float | Non
     starts = val_starts(tokens, cfg.block_size, cfg.eval_iters or None)  # (windows)
     B, T = cfg.batch_size, cfg.block_size
     total = torch.zeros((), dtype=torch.float64, device=world.device)
-    net.eval()
+    model.eval()
     for first in range(world.rank * B, len(starts) + world.rank * B, world.size * B):  # equally many on each rank
         if world.agreed(signals.asked()):
             break
@@ -168,8 +167,8 @@ def evaluate(net: Any, tokens: Tokens, cfg: Config, world: World) -> float | Non
         x, y = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), IGNORE)  # always (B, T): nothing recompiles
         x[: len(window)], y[: len(window)] = window[:, :-1], window[:, 1:]
         with world.autocast():
-            total += net(world.move(x), world.move(y), reduction="sum")[1]
-    net.train()
+            total += model(world.move(x), world.move(y), reduction="sum")[1]
+    model.train()
     loss, leaving = world.sum(total, signals.asked())
     return None if leaving else loss / (len(starts) * T)
 
@@ -183,7 +182,7 @@ class Run:
     model: GPT
     net: Any  # the model wrapped for training: by DDP, as CUDA graphs, or as it is
     optimizer: Any
-    update: Callable[[], None]  # the optimizer's step
+    update: Callable[[], None]  # optimizer.step(), then zero_grad()
     recorder: Recorder
     spikes: Spikes
     clock: Clock
@@ -196,7 +195,7 @@ class Run:
 def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
     """Data, checkpoint or weights, model, optimizer and recorder of a run that starts or continues."""
     dataset = open_dataset(cfg.dataset, prepare=True, verify=cfg.verify_data and world.rank == 0)
-    compile_model, compile_optimizer, no_compiler = parallel.compilation(cfg.compile, world.device)
+    compile_model, compile_optimizer, warning = parallel.compilation(cfg.compile, world.device)
     begin = start.find_start(cfg, world, dataset, compile_model, learning_rate, rollback)
     cfg, saved = begin.cfg, begin.saved
     if world.rank == 0:  # until here nothing was moved and no memory taken
@@ -214,7 +213,7 @@ def set_up(cfg: Config, world: World, rollback: Rollback | None) -> Run:
 
     recorder = Recorder(dataclasses.asdict(cfg), model, optimizer, world, begin)
     recorder.say(f"{cfg.optimizer}, {model.num_parameters():,} parameters, {world.size} x {world.card}")
-    for line in filter(None, [no_compiler, *optimizers.notes(optimizer, cfg), *begin.lines()]):
+    for line in filter(None, [warning, *optimizers.notes(optimizer, cfg), *begin.lines()]):
         recorder.say(line)
     val_losses = world.first([it.val_loss for it in checkpoint.find(cfg.out_dir) if it.val_loss is not None])
     return Run(cfg, dataset, model, net, optimizer, update, recorder, begin.spikes, Clock(begin.seconds, begin.step),
@@ -240,7 +239,8 @@ def train(cfg: Config, world: World, rollback: Rollback | None = None) -> Stop |
         signals.between_steps_only()  # until here there was nothing to save, and a signal ended the run at once
         if outcome := after_step(run, loss):
             return outcome
-    run.recorder.finish([math.nan, *run.val_losses][-1], run.dataset.manifest.get("val_unigram_entropy", math.nan))
+    last_loss = run.val_losses[-1] if run.val_losses else math.nan  # none: resumed at the end, without a validation
+    run.recorder.finish(last_loss, run.dataset.manifest.get("val_unigram_entropy", math.nan))
     return ended(run.val_losses)
 
 
@@ -274,7 +274,7 @@ def after_step(run: Run, loss: torch.Tensor) -> Stop | Rollback | None:
         save(run, val_loss, pending_loss=train_loss if leaving and log else None)
     run.val_losses += [val_loss] if val_loss is not None else []
     if leaving:
-        world.sum(loss)  # nobody goes before the first process has saved: torchrun ends the others with the first
+        world.any(False)  # a barrier: torchrun ends all processes with the first, which may still be saving
         run.recorder.close()
         return stopped(step)
     if log:

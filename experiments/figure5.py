@@ -5,9 +5,10 @@ from typing import Any
 
 from runtime.figure import COEFFICIENTS, SYMBOLS, stretch
 from study.page import Block, Figure, Table, Text
+from study.statistics import mean_and_spread
 
 from . import language
-from .experiment import PAPER, POINTS, Experiment, Record, Training
+from .experiment import PAPER, Experiment, Record, Training
 
 TITLES = {
     "mada_rho0": "Figure 5: from (0.9, 0.95, 0)",
@@ -58,16 +59,14 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
     rows = []
     for key, seeds in found.items():
-        for seed, record in seeds.items():
-            moved = []
-            for name in COEFFICIENTS:
-                curve = record["curves"][name]
-                moved.append(f"{curve[0]:.3g} to {curve[-1]:.3f} ({min(curve):.3f} to {max(curve):.3f})")
-            rows.append([TITLES[key], str(seed), *moved, SAYS[key]])
+        curves = [record["curves"] for record in seeds.values()]
+        moved = [f"{curves[0][name][0]:.3g} to {mean_and_spread([curve[name][-1] for curve in curves], 3)}"
+                 for name in COEFFICIENTS]  # fmt: skip
+        rows.append([TITLES[key], str(len(seeds)), *moved, SAYS[key]])
     return [
         Figure("figure5", CAPTION, draw, (10, 0.6 + 3.4 * -(-len(found) // 2))),
-        Text(f"{language.about(records)} Each cell: start to end (least to largest of about {POINTS} steps between)."),
-        Table(["run", "seed", *COEFFICIENTS, "the paper says"], rows),
+        Text(f"{language.about(records)} Each cell: start to end, mean and standard deviation over seeds."),
+        Table(["run", "n", *COEFFICIENTS, "the paper says"], rows),
     ]
 
 

@@ -220,5 +220,5 @@ def figure(found: Found, steps: int) -> Figure:
 
 EXPERIMENT = Experiment(
     "regime", "Figures 5 to 7 at larger batches",
-    "Is it the size of the batch that decides where the coefficients go?", runs, show,
+    "Is it the size of the batch that decides where the coefficients go?", runs, show, in_all=False,
 )  # fmt: skip

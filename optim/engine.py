@@ -44,7 +44,7 @@ class RuleOptimizer(Optimizer):
 
     Args:
         params: parameters, or param groups, each with its own `lr`, `weight_decay` and coefficients if it has them,
-            and `hyper_lr` and `box` where scope is not "global"
+            and `hyper_lr` and `box` (of what they name) where scope is not "global"
         lr: learning rate
         <name>: start value of a coefficient in the rule's `table`, or value of one of its `constants`
         weight_decay: decoupled, x <- (1 - lr * weight_decay) x
@@ -58,8 +58,8 @@ class RuleOptimizer(Optimizer):
         hyper_clip: hypergradients are clamped to [-hyper_clip, hyper_clip]
         order: "coefficients_first" (x_t is made with q_t) or "weights_first" (with q_{t-1}, algorithm 1 as printed)
         max_grad_norm: clip the gradient to this global norm within the step; None: do not
-        half: states to keep in bfloat16, by their names in `State`, and "pending" for the pending gradient; what it
-            costs in accuracy: docs/MADA.md
+        half: states to keep in bfloat16, half of float32, by their names in `State`, and "pending" for the pending
+            gradient; what it costs in accuracy: docs/MADA.md
         scope: whose hypergradients are added up to move a coefficient, and so who shares its value: "global" (all
             parameters; the paper), "group" (those of a param group) or "tensor" (each parameter has its own)
         box: {name: (low, high)}, where a learned coefficient may go; others keep the box of the rule's table
@@ -80,7 +80,7 @@ class RuleOptimizer(Optimizer):
     table: ClassVar[Mapping[str, Coefficient]] = {}
     constants: ClassVar[Mapping[str, float]] = {}
     learns: ClassVar[tuple[str, ...]] = ()  # names that are learned where hyper_lr is None
-    parts: ClassVar[Mapping[str, tuple[float, tuple[str, ...]]]] = {}  # {name: (idle value, fields idle with it)}
+    unused_at: ClassVar[Mapping[str, tuple[float, tuple[str, ...]]]] = {}  # {name: (value, fields not needed at it)}
     State: ClassVar[Any]
     advance: Callable[..., Any]
 
@@ -125,7 +125,7 @@ class RuleOptimizer(Optimizer):
         self._device = parameters[0].device if parameters else torch.device("cpu")
         self._values = Values(asked, self.advance.__qualname__, lr, self._device)
         self._compiled = sum(p.numel() for p in parameters) >= COMPILE_FROM if compile is None else compile
-        self.laid_out = 0  # how often anything that a step reads or writes came to lie elsewhere in memory
+        self.layout_version = 0  # another one when memory that a step uses has moved: a captured CUDA graph is stale
         self._prepare()
         self._refuse_disagreement()
         self._lay_out()
@@ -183,8 +183,8 @@ class RuleOptimizer(Optimizer):
         kept = {p: self.state[p] for p in params if p in self.state}
         self.buckets, self.state = [], defaultdict(dict)
         self._passes.clear()
+        half, learning = self.options.half, bool(self.learned)
         for kind in dict.fromkeys(map(Kind.of, params)):
-            half, learning = self.options.half, bool(self.learned)
             bucket = Bucket(self.param_groups, kind, self.State, self.fields, half, learning, owners)
             self.buckets.append(bucket)
             self._show_state(bucket)
@@ -192,7 +192,7 @@ class RuleOptimizer(Optimizer):
             for k in self.state[p].keys() & before.keys():
                 self.state[p][k].copy_(before[k])
         self._layout = self._current_layout()
-        self.laid_out += 1
+        self.layout_version += 1
         self._follow_values()
 
     @classmethod
@@ -218,7 +218,7 @@ class RuleOptimizer(Optimizer):
             return self._lay_out()
         for bucket in displaced:
             bucket.adopt()
-        self.laid_out += bool(displaced)
+        self.layout_version += bool(displaced)
         self._follow_values()
 
     def _follow_values(self) -> None:
@@ -281,7 +281,7 @@ class RuleOptimizer(Optimizer):
 
     def sync_param_groups(self) -> None:
         """Copy what was written into the groups to the device, as `step` does. A CUDA graph of it can be replayed after
-        this, as long as `laid_out` is what it was."""
+        this, as long as `layout_version` is what it was."""
         self._follow_edits()
         for b in self.buckets:
             b.sync_param_groups()
@@ -367,8 +367,8 @@ class RuleOptimizer(Optimizer):
         scheduler wrapped, as in torch.optim."""
         self._follow_edits()
         made_by_torch = super().__getstate__() | {"state": defaultdict(dict)}  # the buckets hold the state
-        ours = ("options", "learned", "fixed", "fields", "buckets", "laid_out", "_device", "_values", "_needs_norm",
-                "_compiled")  # fmt: skip
+        ours = ("options", "learned", "fixed", "fields", "buckets", "layout_version", "_device", "_values",
+                "_needs_norm", "_compiled")  # fmt: skip
         return made_by_torch | {k: self.__dict__[k] for k in ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 ADAM_BETA2, ADAM_EPS = 0.999, 1e-12
-EDGE = 1e-3  # in log space a coefficient leaves 0 and 1 from this far inside, where its derivative is not 0
+EDGE = 1e-3  # in log space a weight leaves 0 and 1 from this far inside, where dq/du is not 0, and never returns there
 
 
 class Hyper(NamedTuple):
@@ -26,8 +26,8 @@ class Hyper(NamedTuple):
     mu: Tensor  # momentum
     low: Tensor
     high: Tensor
-    decay: Tensor  # bool: what lies below 1, such as beta1 (Rows.decay is another thing: weight decay)
-    weight: Tensor  # bool: another that lies in [0, 1], such as rho
+    is_decay: Tensor  # bool: such as beta1
+    is_weight: Tensor  # bool: such as rho
 
 
 def update_coefficients(
@@ -37,8 +37,8 @@ def update_coefficients(
     q, (K,) or (owners, K)."""
     log = options.hyper_space == "log"
     if log:
-        q = torch.where(hyper.weight, q.clamp(EDGE, 1 - EDGE), q)
-        h = h * torch.where(hyper.decay, 1 - q, torch.where(hyper.weight, q * (1 - q), q))
+        p = torch.where(hyper.is_weight, q.clamp(EDGE, 1 - EDGE), q)
+        h = h * torch.where(hyper.is_decay, 1 - p, torch.where(hyper.is_weight, p * (1 - p), p))
     if options.hyper_optimizer == "sign":
         h = h.sign()
     if options.hyper_optimizer == "adam":
@@ -50,7 +50,8 @@ def update_coefficients(
         step = b = hyper.mu * b + h
     if log:
         up = torch.exp(hyper.rate * step)  # T^-1(T(q) - rate step) in closed form, without logarithms
-        to = torch.where(hyper.decay, 1 - (1 - q) * up, torch.where(hyper.weight, q / (q + (1 - q) * up), q / up))
+        to = torch.where(hyper.is_decay, 1 - (1 - p) * up, torch.where(hyper.is_weight, p / (p + (1 - p) * up), p / up))
+        to = torch.where(step == 0, q, to)
     else:
         to = q - hyper.rate * step
     return torch.clamp(to, hyper.low, hyper.high), b, square

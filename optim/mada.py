@@ -1,15 +1,15 @@
 """MADA (Ozkara et al., 2024): the union of Adam, AVGrad, Yogi, Adan and Lion in one rule of six coefficients.
 
-| corner | beta3 | c   | rho | gamma | state      |
-|--------|-------|-----|-----|-------|------------|
-| Adam   | 0     | 1   | 1   | 1     | m, v       |
-| AVGrad | 0     | 1   | 0   | 1     | m, v, va   |
-| Yogi   | 0     | 0   | 1   | 1     | m, v       |
-| Adan   | any   | 1   | 1   | 1     | m, v, n, g |
-| Lion   | any   | any | any | 0     | l          |
+| corner | beta3 | c   | rho | gamma | states that matter |
+|--------|-------|-----|-----|-------|--------------------|
+| Adam   | 0     | 1   | 1   | 1     | m, v               |
+| AVGrad | 0     | 1   | 0   | 1     | m, v, va           |
+| Yogi   | 0     | 0   | 1   | 1     | m, v               |
+| Adan   | any   | 1   | 1   | 1     | m, v, n, g         |
+| Lion   | any   | any | any | 0     | l                  |
 
 To add an optimizer to the family: its term in `advance`, weighted by a new coefficient; a row in `table`; its buffer in
-`State` and, if the buffer is idle at one value of the coefficient, in `parts`; and a corner test
+`State` and, if the buffer is not needed at one value of the coefficient, in `unused_at`; and a corner test
 (tests/optim/test_corners.py) against an implementation of that optimizer which you did not write. docs/MADA.md walks
 through the equations.
 """
@@ -37,14 +37,14 @@ class MADA(RuleOptimizer):
     table = {
         "beta1": BETA1,
         "beta2": BETA2,
-        "beta3": Coefficient(0.0, 0.0, 0.99, "decay and weight of the gradient differences n (Adan)", 2e-2, below=1.0),
+        "beta3": Coefficient(0.0, 0.0, 0.99, "decay, weight of gradient differences (Adan)", hyper_lr=2e-2, below=1.0),
         "rho": Coefficient(1.0, 0.0, 1.0, "second moment: 1 = v (Adam), 0 = its average (AVGrad)", hyper_lr=2e-2),
         "c": Coefficient(1.0, 0.0, 1.0, "growth of v: 1 = multiplicative (Adam), 0 = additive (Yogi)", hyper_lr=2e-2),
         "gamma": Coefficient(1.0, 0.0, 1.0, "direction: 1 = adaptive, 0 = sign of momentum (Lion)", hyper_lr=2e-2),
     }
     constants = {"eps": 1e-6}
     learns = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
-    parts = {"beta3": (0.0, ("n", "g")), "rho": (1.0, ("va",)), "gamma": (1.0, ("l",))}
+    unused_at = {"beta3": (0.0, ("n", "g")), "rho": (1.0, ("va",)), "gamma": (1.0, ("l",))}
 
     class State(NamedTuple):
         m: Tensor  # first moment of the gradient

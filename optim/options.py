@@ -139,8 +139,8 @@ def check(rule: Any, lr: Any = 1e-3, *, weight_decay: float = 0.0, hyper_lr: flo
     for k, default in rule.constants.items():
         start[k] = number(k, values.get(k, default))
         refuse_below(k, start[k], min(0.0, default))
-    idle = {k: at for k, (at, _) in rule.parts.items() if start[k] == at and k not in learned}
-    unkept = {f for k in idle for f in rule.parts[k][1]}
+    idle = {k: at for k, (at, _) in rule.unused_at.items() if start[k] == at and k not in learned}
+    unkept = {f for k in idle for f in rule.unused_at[k][1]}
     return Options(
         table=table, start=start, learned=learned, hyper_lr=dict(hyper_lr), hyper_momentum=dict(hyper_momentum),
         hyper_start=hyper_start, hyper_clip=hyper_clip, order=order, max_grad_norm=max_grad_norm,

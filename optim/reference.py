@@ -1,13 +1,14 @@
-"""MADA in plain tensors, algorithm 1 of the paper with either order of its updates: read this first.
-The engine computes the same, faster. Not in here: other optimizers for the coefficients than SGD (hyper.py) and other
-scopes than "global", which are refused; states in bfloat16 and skipping a gradient that is not finite, which are not.
+"""Algorithm 1 of the paper for any rule, in plain tensors and in either order of its updates; read rule.py before it.
+The engine computes the same, faster. Refused here: any hyper_optimizer, hyper_space and scope but "sgd", "linear" and
+"global". Ignored here: `half`, and that the engine skips a gradient which is not finite.
 
 An optimizer of this family is a rule with coefficients q (rule.py). Step t, with g_t = grad f_t(x_{t-1}):
 
     h_t   = < g_t, d x_{t-1} / d q >                     hypergradient; x_{t-1} as a function of the q that produced it,
                                                          the x, state and gradient before it held constant
-    b_t   = mu b_{t-1} + clip(h_t, -hyper_clip, hyper_clip)      both for t >= 2 and t > hyper_start,
-    q_t   = clip(q_{t-1} - hyper_lr b_t, low, high)              otherwise b_{t-1} and q_{t-1}
+    for t >= 2 and t > hyper_start (otherwise b_t = b_{t-1} and q_t = q_{t-1}):
+    b_t   = mu b_{t-1} + clip(h_t, -hyper_clip, hyper_clip)
+    q_t   = clip(q_{t-1} - hyper_lr b_t, low, high)
 
     d_t, s_t = advance(q, s_{t-1}, min(1, max_grad_norm / (|g_t| + 1e-6)) g_t, t)
     x_t   = (1 - lr_t weight_decay) x_{t-1} - lr_t d_t
@@ -63,12 +64,12 @@ class Reference:
         self.applied = [leaves[k] for k in self.momentum]
         self.norm = sum(float((g**2).sum()) for g in gs if g is not None) ** 0.5
         clip = 1.0 if self.options.max_grad_norm is None else min(1.0, self.options.max_grad_norm / (self.norm + 1e-6))
+        q_tuple = namedtuple("Q", leaves)(**leaves)  # type: ignore[misc]
         for i, g in enumerate(gs):
             self.x[i] = self.x[i].detach()
             if g is not None:
                 self.t[i] += 1
                 t = torch.tensor(self.t[i], dtype=g.dtype)
-                q_tuple = namedtuple("Q", leaves)(**leaves)  # type: ignore[misc]
                 direction, state = self.rule.advance(q_tuple, self.state[i], clip * g, t)
                 if "lr" in leaves:
                     direction = leaves["lr"] / self.options.start["lr"] * direction

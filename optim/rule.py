@@ -5,14 +5,15 @@ A rule is one pure function of tensors, written elementwise,
     advance(q, state, g, t) -> (direction, new_state)
 
     q      named tuple of the coefficients and constants, tensors that broadcast against g
-    state  named tuple of tensors shaped like g, all zero before the first step; a field is None where the
-           rule's `parts` say that it is not needed
+    state  named tuple of tensors shaped like g, all zero before the first step. A field may be None where the rule
+           says so: with unused_at = {"rho": (1.0, ("va",))}, va is None while rho is fixed at 1
     g      the gradient (after clipping by global norm) of all parameters of a dtype, flat and padded with zeros: not
            the shape of any one of them, so nothing may depend on a norm or a row of a tensor
-    t      the step, 1, 2, ..., a tensor that broadcasts against g (0 where a result is thrown away: raise nothing)
+    t      how many gradients the parameter has had, this one included: 1, 2, ..., a tensor that broadcasts against g
+           (0 in rows whose result is discarded: a NaN is fine there, an exception is not)
 
 and the engine does x_t = (1 - lr_t * weight_decay) * x_{t-1} - lr_t * direction. It differentiates `direction` with
-respect to whatever in q is learned; nobody writes a derivative.
+respect to whatever in q is learned; nobody writes a derivative. Take `sqrt` from here: padding has v = 0.
 """
 
 import math
@@ -32,8 +33,8 @@ class Coefficient:
     below     what every value has to be below: 1 where the rule divides by 1 - value**t
     hyper_lr  its rate where the rule's `learns` names it and the user gives no hyper_lr (MADA, HyperAdam)
     meaning   one line, for --help and docs
-    kind      which logarithm hyper_space="log" takes: "decay" (where `below` is 1), "weight" (a box within [0, 1]) or
-              "scale"
+    kind      which logarithm hyper_space="log" takes: "decay" (by default where `below` is 1; not if the
+              box contains 1), "weight" (a box within [0, 1]) or "scale"
     """
 
     start: float
@@ -74,5 +75,6 @@ def mix(w: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
     return a + (1 - w) * (b - a)
 
 
+# The boxes are the paper's.
 BETA1 = Coefficient(0.9, 0.01, 0.99, "decay of the first moment m", hyper_lr=1e-4, below=1.0)
 BETA2 = Coefficient(0.95, 0.501, 0.99, "decay of the second moment v", hyper_lr=1e-4, below=1.0)

@@ -46,15 +46,16 @@ class Scalars(NamedTuple):
 
 
 class Step:
-    """The functions for a rule with these options."""
+    """The functions for a rule with these options. now: the optimizer's Scalars; rows: a bucket's Rows."""
 
     def __init__(self, rule: Any, options: Options) -> None:
         self.rule, self.options = rule, options
         self.fixed = options.fixed
         self.q_type = namedtuple("Q", options.start.keys())  # type: ignore[misc]
-        names = dict.fromkeys(options.start, 0.0)  # what is left out of the options enters as tensors
-        contained = replace(options, table={}, start=names, hyper_lr={}, hyper_momentum={}, idle={})
-        self.identity = rule, rule.advance, repr(contained)
+        # What compiled code depends on besides tensors; what enters it as a tensor is left blank.
+        names = dict.fromkeys(options.start, 0.0)
+        baked_in = replace(options, table={}, start=names, hyper_lr={}, hyper_momentum={}, idle={})
+        self.identity = rule, rule.advance, repr(baked_in)
 
     def _advance(
         self, now: Scalars, rows: Rows, learned: Iterable[Tensor], s: Any, g: Tensor, t: Tensor

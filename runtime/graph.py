@@ -37,13 +37,14 @@ class Replayed:
     """
 
     def __init__(self, function: Callable[..., Any], optimizer: RuleOptimizer) -> None:
-        self.function, self.optimizer, self.calls, self.laid_out = function, optimizer, 0, optimizer.laid_out
+        self.function, self.optimizer, self.calls = function, optimizer, 0
+        self.layout_version = optimizer.layout_version
         self.arguments: list[torch.Tensor] = []
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, *arguments: torch.Tensor) -> Any:
-        if self.laid_out != self.optimizer.laid_out:
-            self.calls, self.replay, self.laid_out = 0, None, self.optimizer.laid_out
+        if self.layout_version != self.optimizer.layout_version:
+            self.calls, self.replay, self.layout_version = 0, None, self.optimizer.layout_version
         self.calls += 1
         if self.calls == PLAIN + 1:
             self.arguments = [argument.clone() for argument in arguments]
@@ -76,7 +77,7 @@ def pays(cfg: Any, net: Any, optimizer: Any, world: Any) -> bool:
 
 
 def captured(cfg: Any, net: Any, optimizer: Any, world: Any) -> tuple[Any, Callable[[], None]]:
-    """(the model to train with, the optimizer's step, after which gradients are zeros or None), as graphs or not."""
+    """(the model to train with, the optimizer's step and zero_grad), as CUDA graphs or as they are."""
 
     def step() -> None:
         optimizer.step()

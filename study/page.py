@@ -13,13 +13,14 @@ from runtime.figure import RC
 # Okabe and Ito's colours and two more, for runs.
 COLORS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#999999", "#882255")
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 60rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 76rem; margin: 2rem auto;
        padding: 0 1rem; }
+p, figure { max-width: 60rem; }
 h2 { margin-top: 3rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 .question { font-style: italic; } .scale { color: #555; font-size: .9rem; }
 .wide { overflow-x: auto; } img { min-width: 38rem; max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .9rem; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin-bottom: 1rem; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
 th { vertical-align: bottom; } td { white-space: nowrap; } td.words { white-space: normal; min-width: 8rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; white-space: normal; min-width: 11rem; }

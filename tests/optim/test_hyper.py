@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problem import groups, loss, parameters, set_lr, train
+from problem import NEVER, WEIGHT, groups, loss, parameters, set_lr, train
 
 from optim import MADA, Adam, Coefficient, Reference
 
@@ -63,6 +63,19 @@ def test_leaves_the_edge_in_log_space(kind: str) -> None:
     train(optimizer, params, 40)
     after = optimizer.coefficients
     assert all(math.isfinite(after[k]) for k in START) and any(after[k] < 0.998 for k in ("rho", "c", "gamma"))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "sign"])
+def test_what_has_no_hypergradient_stays_at_the_edge(kind: str) -> None:
+    """A parameter without gradients, with coefficients of its own."""
+    params = parameters()
+    optimizer = MADA(params, lr=0.02, hyper_lr=0.05, hyper_optimizer=kind, hyper_space="log", scope="tensor")
+    for t in (1, 2, 3):
+        optimizer.zero_grad()
+        (params[WEIGHT] * t).sum().backward()
+        optimizer.step()
+    still, moved = (optimizer.coefficients_by_owner[i] for i in (NEVER, WEIGHT))
+    assert still == {k: MADA.table[k].start for k in MADA.table} and moved != still
 
 
 def test_resumes_adams_moments() -> None:
