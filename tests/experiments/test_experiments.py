@@ -141,7 +141,7 @@ def test_a_folder_that_is_in_the_way_fails_its_run_alone(
     assert make(Runner(experiment.ROOT), [made], "laptop", "*", 1) == 1
     out = capsys.readouterr().out
     assert "stale-1 holds a run with seed=2, not 1: move it away" in out
-    assert re.search(r"torn-1: .*config.json cannot be read: move .*torn-1 away", out)
+    assert re.search(r"torn-1: .*torn-1 cannot be read: move it away", out)
     assert "good-1: recorded in records/laptop/good-1.json" in out
     assert "stale-1-perplexity: not made" in out
 
