@@ -238,7 +238,6 @@ class Computation(Run):
     Its record counts only beside that of the run `after`.
     """
 
-    experiment: str  # the name of the experiment that it belongs to
     function: Callable[[Mapping[str, Any]], Record]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -250,7 +249,7 @@ class Computation(Run):
         return super().record() if self.after is None or self.after.record() else None
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "experiments", "compute", self.experiment, self.name, f"--scale={self.scale}"]
+        return [sys.executable, "-m", "experiments", "compute", self.name, f"--scale={self.scale}"]
 
     def execute(self, runner: Runner) -> None:
         runner.call(self.command(), ROOT / "out" / self.scale / f"{self.name}.log")
@@ -342,7 +341,8 @@ def final_losses(found: Mapping[str, Mapping[int, Record]], kind: str) -> dict[s
 class Experiment:
     """One table or figure of the paper, or a question of our own.
 
-    runs(scale)           what it needs; () where that scale is not its own
+    runs(scale)           what it needs, at one of its scales
+    scales                at which it has runs
     show(scale, records)  blocks of the report from {name: record}, never called without a record
     exact                 done as in the paper, at no smaller scale: a laptop is enough
     with_diverged         whether show() takes records of runs that diverged, too
@@ -354,6 +354,11 @@ class Experiment:
     question: str
     runs: Callable[[str], Sequence[Run]]
     show: Callable[[str, dict[str, Record]], Sequence[Block]]
+    scales: Sequence[str] = SCALES
     exact: bool = False
     with_diverged: bool = False
     in_all: bool = True
+
+    def runs_at(self, scale: str) -> Sequence[Run]:
+        """Its runs; none where that scale is not its own."""
+        return self.runs(scale) if scale in self.scales else ()

@@ -31,9 +31,7 @@ SETUP: dict[str, Any] = {"model": small.MODEL, "block_size": 32, "batch_size": 2
 
 
 def runs(scale: str) -> Sequence[Computation]:
-    if scale != "laptop":
-        return ()
-    return [Computation(f"regret/{name}-{lr:g}", scale, "regret", compute,
+    return [Computation(f"regret/{name}-{lr:g}", scale, compute,
                         SETUP | {"optimizer": rule, "options": options, "learning_rate": lr,
                                  "beta1": BETA1S, "beta2": BETA2S}, minutes=6.0)
             for lr in RATES for name, (_, rule, options) in OPTIMIZERS.items()]  # fmt: skip
@@ -97,5 +95,6 @@ def quantiles(found: Sequence[float]) -> list[str]:
 
 EXPERIMENT = Experiment(
     "regret", "Robustness as regret",
-    "From a poor start, how much worse than tuned constants does each optimizer end?", runs, show, in_all=False,
+    "From a poor start, how much worse than tuned constants does each optimizer end?", runs, show,
+    scales=("laptop",), in_all=False,
 )  # fmt: skip

@@ -30,8 +30,6 @@ def runs(scale: str) -> Sequence[Run]:
                      minutes=20.0, curves=False, on_train=True)
             for seed in SEEDS for key in OPTIONS
         ]  # fmt: skip
-    if scale != "laptop":
-        return ()
     base = next(run for run in language.small_runs(scale) if run.name == BASE)
     found: list[Run] = [base]
     for seed in SEEDS:
@@ -39,7 +37,7 @@ def runs(scale: str) -> Sequence[Run]:
             settings = {"base": BASE, "optimizer": optimizer, "options": options, "seed": seed, "steps": 100,
                         "batch_size": 2, "learning_rate": 1e-3}  # fmt: skip
             name = f"finetune/{optimizer}-{seed}"
-            found.append(Computation(name, scale, "table4", finetune, settings, minutes=0.7, after=base))
+            found.append(Computation(name, scale, finetune, settings, minutes=0.7, after=base))
     return found
 
 
@@ -110,4 +108,5 @@ def in_the_small(record: Record) -> str:
 EXPERIMENT = Experiment(
     "table4", "Table 4: fine-tuning",
     "Does MADA fit a new text better, starting from trained weights?", runs, show,
+    scales=("laptop", "paper"),
 )  # fmt: skip
