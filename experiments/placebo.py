@@ -171,8 +171,8 @@ def train(settings: Mapping[str, Any], lr: float, seed: int) -> dict[str, float]
                 twins.append((twin := GPT(model.config), make(twin)))
             finite.append(advantage(model, optimizer, *twins[0], batch(step + 1)))
 
-    loss, optimizer = small.train(settings, lr, seed, make, look)
-    found = {"w": optimizer.coefficients["w"], "val_loss": loss}
+    trained, optimizer = small.train(settings, lr, seed, make, look)
+    found = {"w": optimizer.coefficients["w"], "val_loss": small.loss(trained)}
     found |= {f"h_{name}": mean([h[name] for h in hs]) for name in ("w", "a", "o")}
     if finite:
         found |= {"finite": mean(finite), "finite_share": mean([float(value < 0) for value in finite])}

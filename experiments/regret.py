@@ -47,7 +47,7 @@ def compute(settings: Mapping[str, Any]) -> Record:
             groups = model.param_groups(settings["weight_decay"])
             return build_optimizer(settings["optimizer"], groups, lr=settings["learning_rate"], **options)
 
-        loss = small.train(settings, settings["learning_rate"], settings["seed"], make)[0]
+        loss = small.loss(small.train(settings, settings["learning_rate"], settings["seed"], make)[0])
         losses.append(loss if np.isfinite(loss) else None)
     return {"losses": losses}
 

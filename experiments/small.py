@@ -29,8 +29,8 @@ def rate(step: int, settings: Mapping[str, Any]) -> float:
 def train(
     settings: Mapping[str, Any], lr: float, seed: int, make: Callable[[GPT], RuleOptimizer],
     before_step: Callable[[int, GPT, RuleOptimizer, Callable[[int], Batch]], None] | None = None,
-) -> tuple[float, RuleOptimizer]:  # fmt: skip
-    """Train on Shakespeare's characters; (validation loss over the whole split, the optimizer).
+) -> tuple[GPT, RuleOptimizer]:  # fmt: skip
+    """Train on Shakespeare's characters; (the model, its optimizer).
 
     settings      model, batch_size, block_size, steps, warmup
     make          the optimizer of a model
@@ -54,4 +54,10 @@ def train(
         if before_step:
             before_step(step, model, optimizer, batch)
         optimizer.step()
-    return mean_loss(model, data.val, val_starts(data.val, T), 64), optimizer
+    return model, optimizer
+
+
+def loss(model: GPT, split: str = "val", windows: int | None = None) -> float:
+    """Mean loss (nats per token) over a split, or over so many windows spread evenly over it."""
+    tokens = open_dataset("shakespeare_char").split(split)
+    return mean_loss(model, tokens, val_starts(tokens, model.config.block_size, windows), 64)
