@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
         print(f"run {len(runs) - 1} {'differs in ' + ', '.join(unequal) if unequal else 'equals the undisturbed one'}",
               flush=True)
         hours = (time.monotonic() - end) / 3600 + own["hours"]
-        path = write(own["out"] or None, "soak", device, runs, config=argv, hours=round(hours, 3))
+        path = write(own["out"], "soak", device, runs, config=argv, hours=round(hours, 3))
     if len(runs) == 1:
         raise Mistake(f"the undisturbed run took all the time: give more than --hours={own['hours']}")
     kills = sum(len(run["lives"]) - 1 for run in runs)
