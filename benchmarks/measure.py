@@ -49,11 +49,14 @@ def ratio(times: Mapping[str, list[float]], name: str, base: str) -> tuple[float
     return median, lower, upper
 
 
-def status(key: str) -> int:
-    """Bytes of a line in /proc/self/status, such as VmHWM: the most memory that this process held at a time."""
-    found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
+def status(key: str, pid: int | str = "self") -> int:
+    """Bytes of a line in /proc/PID/status, such as VmHWM: the most memory that a process held at a time. 0 if it has
+    ended."""
+    try:
+        found = re.search(rf"{key}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return 1024 * int(found[1]) if found else 0
 
 
 def own_options(
