@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from model import GPT
 from optim import RuleOptimizer, build_optimizer
 
 from . import small
@@ -51,23 +50,21 @@ def train(settings: Mapping[str, Any]) -> Record:
     Settings: seed, micro_batches, learn_from ("all", "one", or "one divided": its loss divided by their number, as the
     authors accumulate), and the model's, the schedule's and the optimizer's.
     """
-    twins: list[Twins] = []  # made with the model
-    parts = settings["micro_batches"]
+    seed, B, parts = settings["seed"], settings["batch_size"], settings["micro_batches"]
+    model = small.new_model(settings, seed)
+    twins = Twins(model.param_groups(settings["weight_decay"]), settings["optimizer"])
+    params = params_of(twins.optimizer)
 
-    def make(model: GPT) -> RuleOptimizer:
-        twins.append(Twins(model.param_groups(settings["weight_decay"]), settings["optimizer"]))
-        return twins[0].optimizer
-
-    def learn(step: int, model: GPT, optimizer: RuleOptimizer, batch: Any) -> None:
-        params = params_of(optimizer)
+    def learn(step: int, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         gradients: Sequence[Any] = [p.grad for p in params]
         if settings["learn_from"] != "all":
-            x, y = (rows.tensor_split(parts)[-1] for rows in batch(step))
+            x, y = (rows.tensor_split(parts)[-1] for rows in batch)
             gradients = torch.autograd.grad(model(x, y)[1], params)
         if settings["learn_from"] == "one divided":
             gradients = [gradient / parts for gradient in gradients]
-        twins[0].learn(gradients)
+        twins.learn(gradients)
 
-    model, optimizer = small.train(settings, settings["learning_rate"], settings["seed"], make, learn)
-    on_train = small.loss(model, "train", EVALUATION_BATCHES * settings["batch_size"])
-    return {"final": {"val_loss": small.loss(model), "loss_on_train": on_train, **optimizer.coefficients}}
+    rates = small.schedule(settings, settings["learning_rate"])
+    small.train(model, twins.optimizer, small.characters(), B, rates, seed, learn)
+    on_train = small.loss(model, "train", EVALUATION_BATCHES * B)
+    return {"final": {"val_loss": small.loss(model), "loss_on_train": on_train, **twins.optimizer.coefficients}}

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model import GPT
-from optim import RuleOptimizer, build_optimizer
+from optim import build_optimizer
 from study.page import COLORS, Block, Figure, Table, Text
 
 from . import small
@@ -41,13 +40,13 @@ def compute(settings: Mapping[str, Any]) -> Record:
     """The final validation loss of each start, beta1 outermost; None where it is not finite."""
     losses = []
     for beta1, beta2 in product(settings["beta1"], settings["beta2"]):
-        options = settings["options"] | {"beta1": beta1, "beta2": beta2, "eps": 1e-8, "max_grad_norm": 1.0}
-
-        def make(model: GPT, options: Mapping[str, Any] = options) -> RuleOptimizer:
-            groups = model.param_groups(settings["weight_decay"])
-            return build_optimizer(settings["optimizer"], groups, lr=settings["learning_rate"], **options)
-
-        loss = small.loss(small.train(settings, settings["learning_rate"], settings["seed"], make)[0])
+        options = settings["options"] | {"lr": settings["learning_rate"], "beta1": beta1, "beta2": beta2, "eps": 1e-8,
+                                         "max_grad_norm": 1.0}  # fmt: skip
+        model = small.new_model(settings, settings["seed"])
+        optimizer = build_optimizer(settings["optimizer"], model.param_groups(settings["weight_decay"]), **options)
+        rates = small.schedule(settings, settings["learning_rate"])
+        small.train(model, optimizer, small.characters(), settings["batch_size"], rates, settings["seed"])
+        loss = small.loss(model)
         losses.append(loss if np.isfinite(loss) else None)
     return {"losses": losses}
 
