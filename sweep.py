@@ -13,7 +13,6 @@ and diverged runs are kept, failed ones are tried again.
 
 import argparse
 import itertools
-import json
 import math
 import random
 import re
@@ -30,7 +29,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cli import DIVERGED, Mistake, Parser, program
-from data.manifest import expand, read_json, read_text
+from data.manifest import expand, read_json, read_text, write_json
 from runtime.optimizers import adapt
 from runtime.settings import from_text, read_files
 from study import comparison
@@ -224,9 +223,7 @@ class Sweep:
             def ended(name: str, error: BaseException | None) -> None:
                 kind = "failed" if error else "diverged" if self.exits.get(name) == DIVERGED else "finished"
                 ended_so_far[kind] += 1
-                temporary = self.state_path.with_suffix(".tmp")
-                temporary.write_text(json.dumps(self.exits, indent=1) + "\n", encoding="utf-8")
-                temporary.replace(self.state_path)
+                write_json(self.state_path, self.exits)
                 bar.write(f"{sum(ended_so_far.values())}/{len(left)} {name}: {error or kind}", file=sys.stdout)
 
             def tick() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import DIVERGED, Mistake
+from data.manifest import replacing
 from runtime.optimizers import adapt
 from runtime.recorder import commit
 from runtime.settings import read_files
@@ -270,9 +271,8 @@ def write(path: Path, record: Record) -> None:
     """The record on disk, all of it or the old one; numbers at six significant digits, ValueError for NaN."""
     text = json.dumps(rounded(record), allow_nan=False, separators=(",", ":")) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def rounded(value: Any) -> Any:
