@@ -35,7 +35,7 @@ from evaluation.perplexity import Stream, Subject, Windows
 from model import GPT
 from runtime import parallel
 from runtime.parallel import World
-from runtime.settings import ConfigError, Place, parse
+from runtime.settings import ConfigError, Count, Place, parse
 
 PROTOCOLS = ("paper", "strided", "lm_eval")
 STANDARD = ("openwebtext", "wikitext2", "lambada", "lambada_openai")  # `all` data sets for GPT-2's tokens
@@ -59,23 +59,19 @@ class Config:
         "several with commas; all: openwebtext and those of GPT-2's tokens, or the run's own"
     ] = "all"  # fmt: skip
     split: Annotated[str | None, "train, val or test of these sets; None: as said there"] = None
-    window: Annotated[int | None, "inputs of a window (tokens); None: the model's block_size"] = None
-    stride: Annotated[int | None, "of `strided`: from a window to the next (tokens); None: half a window"] = None
-    batch_size: Annotated[int, "windows that a process works on at a time (count)"] = 8
+    window: Annotated[Count | None, "inputs of a window (tokens); None: the model's block_size"] = None
+    stride: Annotated[Count | None, "of `strided`: from a window to the next (tokens); None: half a window"] = None
+    batch_size: Annotated[Count, "windows that a process works on at a time (count)"] = 8
     json: Annotated[Place | None, "file for the results; None: beside the checkpoint, or in the weights' folder"] = None
     device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], "of matmuls; auto: bfloat16 on a GPU that has it, as in training"
     ] = "float32"
-    dist_timeout: Annotated[int, "a process that waits longer for the others gives up (seconds)"] = 1800
+    dist_timeout: Annotated[Count, "a process that waits longer for the others gives up (seconds)"] = 1800
 
 
 def check(cfg: Config) -> Iterator[tuple[str, str]]:
     """(fields concerned, what is wrong and what is allowed) for each impossible value."""
-    for name in ("window", "stride", "batch_size", "dist_timeout"):
-        value = getattr(cfg, name)
-        if value is not None and value < 1:
-            yield name, f"{name}={value} must be 1 or more"
     if wrong := [name for name in cfg.protocol.split(",") if name not in (*PROTOCOLS, "all")]:
         yield "protocol", f"protocol={wrong[0]!r} must be {', '.join(PROTOCOLS)} or all"
     if cfg.split not in (None, "train", "val", "test"):

@@ -17,7 +17,7 @@ from cli import MISTAKE, program, reason
 from data.manifest import expand, read_text
 from evaluation.perplexity import open_subject
 from runtime import parallel
-from runtime.settings import ConfigError, Place, parse
+from runtime.settings import ConfigError, Count, Natural, NonNegative, Place, parse
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,16 @@ class Config:
     out_dir: Annotated[Place, "folder of the run"] = "out/quickstart"
     which: Annotated[Literal["best", "newest"], "the checkpoint with the lowest validation loss, or the last"] = "best"
     prompt: Annotated[str, "what the text begins with; file:PATH reads it from a file"] = "\n"
-    num_samples: Annotated[int, "texts to write (count)"] = 1
-    max_new_tokens: Annotated[int, "length of each, without the prompt (tokens)"] = 500
-    temperature: Annotated[float, "divides the logits; 0 always takes the likeliest token"] = 0.8
-    top_k: Annotated[int | None, "only the likeliest so many tokens are candidates (count); None: all"] = 200
-    seed: Annotated[int, "fixes the texts (0 or more)"] = 1337
+    num_samples: Annotated[Count, "texts to write (count)"] = 1
+    max_new_tokens: Annotated[Count, "length of each, without the prompt (tokens)"] = 500
+    temperature: Annotated[NonNegative, "divides the logits; 0 always takes the likeliest token"] = 0.8
+    top_k: Annotated[Count | None, "only the likeliest so many tokens are candidates (count); None: all"] = 200
+    seed: Annotated[Natural, "fixes the texts"] = 1337
     device: Annotated[str, "cpu, cuda or cuda:N; auto is cuda where there is one"] = "auto"
 
 
 def check(cfg: Config) -> Iterator[tuple[str, str]]:
     """(fields concerned, what is wrong and what is allowed) for each impossible value."""
-    for name in ("num_samples", "max_new_tokens"):
-        if getattr(cfg, name) < 1:
-            yield name, f"{name}={getattr(cfg, name)} must be 1 or more"
-    if cfg.top_k is not None and cfg.top_k < 1:
-        yield "top_k", f"top_k={cfg.top_k} must be 1 or more, or None"
-    for name in ("temperature", "seed"):
-        if getattr(cfg, name) < 0:
-            yield name, f"{name}={getattr(cfg, name)} must be 0 or more"
     yield from parallel.device_problems(cfg.device)
 
 

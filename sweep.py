@@ -12,9 +12,7 @@ and diverged runs are kept, failed ones are tried again.
 """
 
 import argparse
-import ast
 import itertools
-import json
 import math
 import random
 import re
@@ -31,9 +29,9 @@ from typing import Any
 from tqdm import tqdm
 
 from cli import DIVERGED, Mistake, Parser, program
-from data.manifest import expand, read_json, read_text
+from data.manifest import expand, read_json, read_text, write_json
 from runtime.optimizers import adapt
-from runtime.settings import read_files
+from runtime.settings import from_text, read_files
 from study import comparison
 from study.runner import Runner
 from study.runs import differences, read_result, read_rows
@@ -101,16 +99,8 @@ def draw(lists: Mapping[str, Sequence[str]], trials: int) -> list[Settings]:
     return [{name: value(values) for name, values in lists.items()} for _ in range(trials)]
 
 
-def literal(text: str) -> Any:
-    """A value of the command line: a number, a dict, True, None, else the text."""
-    try:
-        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def is_number(text: str) -> bool:
-    return type(literal(text.removeprefix("x"))) in (int, float)
+    return type(from_text(text.removeprefix("x"))) in (int, float)
 
 
 def steps_done(folder: Path) -> int:
@@ -123,7 +113,6 @@ def steps_done(folder: Path) -> int:
         rows = file.read().decode(errors="replace").split("\n")[:-1]
     first = rows[-1].partition(",")[0] if rows else ""
     return int(first) if first.isdigit() else 0
-
 
 
 @dataclass(frozen=True)
@@ -210,7 +199,7 @@ class Sweep:
         if not (trial.folder / "config.json").is_file():
             return False
         result = read_result(trial.folder)
-        settings = {name: literal(value) for name, value in trial.settings.items()}
+        settings = {name: from_text(value) for name, value in trial.settings.items()}
         if wrong := differences(read_files(self.options.configs, settings, adapt), result.facts["config"]):
             raise Mistake(f"{trial.folder} holds a run with {'; '.join(wrong)}: choose another --out")
         return result.state == "finished" or self.exits.get(trial.folder.name) == DIVERGED
@@ -234,9 +223,7 @@ class Sweep:
             def ended(name: str, error: BaseException | None) -> None:
                 kind = "failed" if error else "diverged" if self.exits.get(name) == DIVERGED else "finished"
                 ended_so_far[kind] += 1
-                temporary = self.state_path.with_suffix(".tmp")
-                temporary.write_text(json.dumps(self.exits, indent=1) + "\n", encoding="utf-8")
-                temporary.replace(self.state_path)
+                write_json(self.state_path, self.exits)
                 bar.write(f"{sum(ended_so_far.values())}/{len(left)} {name}: {error or kind}", file=sys.stdout)
 
             def tick() -> None:

@@ -1,6 +1,7 @@
 """Evaluation: tokens/s of evaluate.py's `strided` protocol beside transformers on the same weights and windows.
 
-    python -m benchmarks.evaluate [--n_layer=12 --n_head=12 --n_embd=768] [--windows=4] [--seconds=60] [--out=FILE]
+    python -m benchmarks.evaluate [--n_layer=12 --n_head=12 --n_embd=768] [--windows=4] [--seconds=60]
+        [--block_size=1024] [--batch_size=4] [--device=cuda] [--out=FILE]
 
 A GPT-2 with random weights, exported; random tokens. Both score windows of block_size with a stride of half of it, in
 float32, taken in turn in one process; a ratio is the median over the rounds. `guide` is the loop of transformers' guide
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import interleaved, ratio, write
+from benchmarks.measure import interleaved, own_options, ratio, write
 from benchmarks.table import show
-from cli import Mistake, Parser, program
+from cli import Mistake, program
 from evaluation import perplexity
 from model import GPT, GPTConfig
 from runtime import huggingface, parallel
@@ -83,20 +84,12 @@ def benchmark(cfg: argparse.Namespace) -> None:
 
 @program("benchmarks.evaluate")
 def main(argv: list[str]) -> None:
-    parser = Parser("python -m benchmarks.evaluate", __doc__)
     sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "batch_size": 4, "windows": 4}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for all rounds; at least 5 are taken")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is cuda where there is one")
-    parser.add_argument("--out", help="JSON file for the result (default: in benchmarks/results)")
-    cfg = parser.parse_args(argv)
-    problems = [f"--{name} must be 1 or more" for name in sizes if getattr(cfg, name) < 1]
-    problems += [problem for _, problem in parallel.device_problems(cfg.device)]
-    if problems:
-        parser.error("; ".join(problems))
+    own, _ = own_options(__doc__, argv, sizes | {"seconds": 60.0, "device": "auto", "out": ""}, more=False)
+    for _, problem in parallel.device_problems(own["device"]):
+        raise Mistake(problem)
     try:
-        benchmark(cfg)
+        benchmark(argparse.Namespace(**own))
     except ImportError as error:
         raise Mistake(str(error)) from error
 

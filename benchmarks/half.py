@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         differences = [a - b for a, b in zip(losses, rows[0]["val_loss"], strict=True)]
         text = f"{name:12} {len(losses):2} {statistics.mean(losses):9.4f} {' '.join(f'{d:+.5f}' for d in differences)}"
         print(text, flush=True)
-        written = write(own["out"] or None, "half", cfg.device, rows, config=rest)
+        written = write(own["out"], "half", cfg.device, rows, config=rest)
     print("written to", written)
 
 

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
                      "rounds": len(times[name]), **speeds[name], "peak_bytes": memory[name],
                      "above_adamw": above})  # fmt: skip
     about = {"config": rest, "parameters": parameters, "tokens": tokens}
-    show(write(own["out"] or None, "iteration", device, rows, **about))
+    show(write(own["out"], "iteration", device, rows, **about))
 
 
 if __name__ == "__main__":

@@ -49,11 +49,14 @@ def ratio(times: Mapping[str, list[float]], name: str, base: str) -> tuple[float
     return median, lower, upper
 
 
-def status(key: str) -> int:
-    """Bytes of a line in /proc/self/status, such as VmHWM: the most memory that this process held at a time."""
-    found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
+def status(key: str, pid: int | str = "self") -> int:
+    """Bytes of a line in /proc/PID/status, such as VmHWM: the most memory that a process held at a time. 0 if it has
+    ended."""
+    try:
+        found = re.search(rf"{key}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return 1024 * int(found[1]) if found else 0
 
 
 def own_options(
@@ -110,13 +113,13 @@ def device_name(device: str) -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
-def results_path(out: str | None, benchmark: str, device: str) -> Path:
+def results_path(out: str, benchmark: str, device: str) -> Path:
     """Where results go: `out`, or else benchmarks/results/BENCHMARK-DEVICE.json."""
     slug = "".join(c if c.isalnum() else "-" for c in device_name(device).lower())
     return Path(out) if out else RESULTS / f"{benchmark}-{slug}.json"
 
 
-def write(out: str | None, benchmark: str, device: str, rows: list[dict[str, Any]], **settings: Any) -> Path:
+def write(out: str, benchmark: str, device: str, rows: list[dict[str, Any]], **settings: Any) -> Path:
     """JSON with the rows, the settings and the device."""
     path = results_path(out, benchmark, device)
     make_folder(path.parent)
@@ -125,7 +128,7 @@ def write(out: str | None, benchmark: str, device: str, rows: list[dict[str, Any
     return path
 
 
-def earlier(out: str | None, benchmark: str, device: str) -> list[dict[str, Any]]:
+def earlier(out: str, benchmark: str, device: str) -> list[dict[str, Any]]:
     """The rows that an earlier call of the same benchmark wrote, with the same torch on the same device; else none."""
     path = results_path(out, benchmark, device)
     if not path.exists():

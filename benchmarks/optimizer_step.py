@@ -1,7 +1,7 @@
 """The optimizer step alone: time against fused AdamW and against the memory traffic that it cannot avoid.
 
-    python -m benchmarks.optimizer_step [--sizes=1e5,1e6,1e7,1.24e8] [--only=mada,adam] [--seconds=4] [--out=FILE]
-        [--without=simplify]   compile the trace as it is: what optim/simplify.py buys (nothing is written)
+    python -m benchmarks.optimizer_step [--sizes=1e5,1e6,1e7,1.24e8] [--only=mada,adam] [--seconds=4] [--device=cpu]
+        [--out=FILE] [--without=simplify]   compile the trace as it is: what optim/simplify.py buys (nothing is written)
 
 Each optimizer takes its steps in turn with torch's fused AdamW on as many parameters (16 tensors, one group, gradients
 in place), in one process; a ratio is the median over the rounds. Traffic counts each matrix of `Bucket` once for each
@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import SIX, chosen, device_name, earlier, interleaved, numbers, ratio, write
-from cli import Mistake, Parser, program
+from benchmarks.measure import SIX, chosen, device_name, earlier, interleaved, numbers, own_options, ratio, write
+from cli import Mistake, program
 from optim import OPTIMIZERS, build_optimizer, compiled
 from runtime import parallel
 
@@ -76,34 +76,30 @@ def stepper(name: str, size: int, device: str) -> tuple[Callable[[], Any], Any]:
 
 @program("benchmarks.optimizer_step")
 def main(argv: list[str]) -> None:
-    parser = Parser("python -m benchmarks.optimizer_step", __doc__)
-    parser.add_argument("--sizes", default="1e5,1e6,1e7,1.24e8", help="parameters")
-    parser.add_argument("--only", help="optimizers, by name")
-    parser.add_argument("--seconds", type=float, default=4, help="for each optimizer and size")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", help="JSON file")
-    parser.add_argument("--without", choices=["simplify"], help="a pass of the compiler to leave out")
-    args = parser.parse_args(argv)
-    for _, problem in parallel.device_problems(args.device):
-        raise Mistake(problem)
-    if args.without:
-        compiled.simplified = lambda traced, size, tensors: traced
     known = [*THEIRS, *OURS]
-    names = chosen(args.only, known) if args.only else known
-    sizes = numbers("--sizes", args.sizes, int)
+    defaults = {"sizes": "1e5,1e6,1e7,1.24e8", "only": ",".join(known), "seconds": 4.0, "device": "auto", "without": "",
+                "out": ""}  # fmt: skip
+    own, _ = own_options(__doc__, argv, defaults, more=False)
+    for _, problem in parallel.device_problems(own["device"]):
+        raise Mistake(problem)
+    device, seconds, out = parallel.resolve(own["device"]), own["seconds"], own["out"]
+    without = own["without"] and chosen(own["without"], ["simplify"])
+    names, sizes = chosen(own["only"], known), numbers("--sizes", own["sizes"], int)
+    if without:
+        compiled.simplified = lambda traced, size, tensors: traced
 
-    there = [row for row in earlier(args.out, "optimizer-step", args.device) if row["optimizer"] in known]
+    there = [row for row in earlier(out, "optimizer-step", device) if row["optimizer"] in known]
     rows = {(row["parameters"], row["optimizer"]): row for row in there}
-    print(f"{device_name(args.device)}, torch {torch.__version__}")
+    print(f"{device_name(device)}, torch {torch.__version__}")
     titles = f"{'ms':>9} {'x AdamW':>8} {'state B':>8} {'traffic B':>10} {'x traffic':>10}"
     print(f"{'optimizer':20} {'parameters':>11} {titles}")
     for size in sizes:
-        copy = partial(torch.empty(size, device=args.device).copy_, torch.randn(size, device=args.device))
+        copy = partial(torch.empty(size, device=device).copy_, torch.randn(size, device=device))
         for name in names:
-            step, optimizer = stepper(name, size, args.device)
-            adamw, _ = stepper("adamw_fused", size, args.device)
-            calls = 20 if args.device.startswith("cuda") else 1
-            times = interleaved({"adamw_fused": adamw, "copy": copy, name: step}, args.device, args.seconds, calls)
+            step, optimizer = stepper(name, size, device)
+            adamw, _ = stepper("adamw_fused", size, device)
+            calls = 20 if device.startswith("cuda") else 1
+            times = interleaved({"adamw_fused": adamw, "copy": copy, name: step}, device, seconds, calls)
             ms, against = statistics.median(times[name]) * 1e3, ratio(times, name, "adamw_fused")
             moved, held = traffic(optimizer, name.endswith("clip"))
             copies = ratio(times, name, "copy")[0] * 8 / moved
@@ -112,12 +108,12 @@ def main(argv: list[str]) -> None:
                                 "copies": copies}  # fmt: skip
             text = f"{name:20} {size:11,} {ms:9.3f} {against[0]:8.2f}"
             print(f"{text} {held:8.1f} {moved:10.1f} {copies:10.2f}", flush=True)
-            if args.without:
+            if without:
                 continue
             in_order = sorted(rows.values(), key=lambda row: (row["parameters"], known.index(row["optimizer"])))
-            written = write(args.out, "optimizer-step", args.device, in_order)
+            written = write(out, "optimizer-step", device, in_order)
             del step, optimizer, adamw  # their memory, before the next ones take theirs
-    if not args.without:
+    if not without:
         print("written to", written)
 
 

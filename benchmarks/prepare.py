@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
             peak = statistics.median(result["peak_bytes"] for result in results)
             rows.append({"bytes": copies * len(text), "way": way, "tokens_per_second": speed, "peak_bytes": peak,
                          "runs": results})  # fmt: skip
-        written = write(own["out"] or None, "prepare", "cpu", rows, input=source.name, workers=own["workers"])
+        written = write(own["out"], "prepare", "cpu", rows, input=source.name, workers=own["workers"])
     show(written)
 
 

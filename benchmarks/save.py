@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     for name, seconds in times.items():
         lower, median, upper = statistics.quantiles(seconds)
         rows.append({"way": name, "seconds_per_gb": [median, lower, upper]})
-    show(write(own["out"] or None, "save", "cpu", rows, gb=gb, rounds=rounds))
+    show(write(own["out"], "save", "cpu", rows, gb=gb, rounds=rounds))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def main(argv: list[str]) -> int:
         print(f"{name:22} {row['parameters']:14,} {1 / row['seconds']:8.1f} {row['tokens_per_second']:10,.0f} {mfu:>6} "
               f"{row['peak_bytes'] / 1e9:8.2f} {row['counted_bytes'] / 1e9:8.2f} {row['first_step_seconds']:14.1f}",
               flush=True)  # fmt: skip
-        written = write(own["out"] or None, "scale", device, rows, config=rest, processes=own["processes"])
+        written = write(own["out"], "scale", device, rows, config=rest, processes=own["processes"])
     if rows:
         print("written to", written)
     if failed:

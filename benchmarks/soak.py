@@ -12,7 +12,6 @@ finished without more kills. Exit code 1: something was not equal or not flat.
 """
 
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -25,24 +24,13 @@ from typing import Any
 import torch
 
 from benchmarks import training
-from benchmarks.measure import numbers, own_options, write
+from benchmarks.measure import numbers, own_options, status, write
 from cli import Mistake, program
 from runtime import checkpoint, parallel
 from runtime.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = 2.0  # seconds between two readings
-
-
-def memory(pid: int) -> dict[str, float]:
-    """{"resident", "anonymous"}: MB of a process, with and without the pages of mapped files; empty if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return {}
-    found = dict(re.findall(r"^(VmRSS|RssAnon):\s+(\d+)", lines, re.MULTILINE))
-    names = {"resident": "VmRSS", "anonymous": "RssAnon"}
-    return {name: round(int(found[key]) / 1024, 1) for name, key in names.items() if key in found}
 
 
 def live(argv: list[str], out_dir: Path, seconds: float, number: int) -> dict[str, Any]:
@@ -55,8 +43,8 @@ def live(argv: list[str], out_dir: Path, seconds: float, number: int) -> dict[st
         while process.poll() is None:
             time.sleep(EVERY)
             age, step = round(time.monotonic() - begun, 1), newest(out_dir)
-            if now := memory(process.pid):
-                samples.append({"seconds": age, "step": step, **now})
+            if now := status("RssAnon", process.pid):
+                samples.append({"seconds": age, "step": step, "anonymous": round(now / 2**20, 1)})  # MB
                 saved = min(saved, age if step > max(before, 0) else saved)
             if age > seconds:
                 process.send_signal(number)
@@ -131,7 +119,7 @@ def main(argv: list[str]) -> int:
         print(f"run {len(runs) - 1} {'differs in ' + ', '.join(unequal) if unequal else 'equals the undisturbed one'}",
               flush=True)
         hours = (time.monotonic() - end) / 3600 + own["hours"]
-        path = write(own["out"] or None, "soak", device, runs, config=argv, hours=round(hours, 3))
+        path = write(own["out"], "soak", device, runs, config=argv, hours=round(hours, 3))
     if len(runs) == 1:
         raise Mistake(f"the undisturbed run took all the time: give more than --hours={own['hours']}")
     kills = sum(len(run["lives"]) - 1 for run in runs)

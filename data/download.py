@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from data.manifest import DataError, expand, file_sha256, publish, reading
+from data.manifest import DataError, expand, file_sha256, reading, replacing
 
 CACHE = Path(__file__).parent / ".cache"
 HUB = "https://huggingface.co"
@@ -32,15 +31,12 @@ def fetch(filename: str, url: str, sha256: str) -> Path:
     if path.is_file():
         _check(path, sha256, f"put the file from {url} there")
         return path
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=60) as response, open(partial, "wb") as f:
-            shutil.copyfileobj(response, f)
-            f.flush()
-            os.fsync(f.fileno())
-        _check(partial, sha256, f"{url} has changed; put a copy of the pinned file into DATA_MIRROR")
-        publish(partial, path)
+        with urllib.request.urlopen(url, timeout=60) as response, replacing(path) as file:
+            shutil.copyfileobj(response, file)
+            file.flush()
+            _check(Path(file.name), sha256, f"{url} has changed; put a copy of the pinned file into DATA_MIRROR")
     except OSError as e:  # urllib's errors are OSErrors; so is a full disk
         mirror = os.environ.get("DATA_MIRROR")
         where = f"{filename} is not in DATA_MIRROR={mirror}" if mirror else "DATA_MIRROR is not set"
@@ -48,9 +44,6 @@ def fetch(filename: str, url: str, sha256: str) -> Path:
             f"could not download {url} ({e}), and {where}: save the file as {path},"
             f" or as {filename} in a folder and set DATA_MIRROR to it (sha256 {sha256[:16]}...)"
         ) from None
-    finally:
-        with suppress(OSError):
-            partial.unlink()
     return path
 
 

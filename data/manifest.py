@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -72,28 +72,40 @@ def make_folder(folder: Path) -> None:
         raise DataError(f"{folder} cannot be written ({reason(e)}): name another folder") from None
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` so that a reader sees the old file or the new one, never a half, whenever the power fails."""
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.json")
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the name `path` when all of it is on the disk: whenever the process or the power
+    ends, a reader sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(partial, "w", encoding="utf-8") as f:
-            json.dump(content, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         publish(partial, path)
     finally:
-        partial.unlink(missing_ok=True)  # of a full disk
+        with suppress(OSError):  # the disk may have become read-only
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` in the place of a JSON file. Raises OSError."""
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Give a complete, synced file its name, and sync the folder, which holds the name."""
+    """Give a complete, synced file or folder its name."""
     os.replace(partial, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(path.parent)  # which holds the name
+
+
+def sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

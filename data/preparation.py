@@ -7,6 +7,7 @@ last, so a folder that has one is whole.
 
 import argparse
 import errno
+import fcntl
 import json
 import os
 import re
@@ -106,11 +107,6 @@ def prepare(
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process prepares this folder. The system frees the lock of a process that was killed."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -35,7 +35,6 @@ def main(argv: list[str]) -> int:
     report = commands.add_parser("report", help="write report.md, report.html and docs/RESULTS.md")
     report.add_argument("--folder", type=Path, default=HERE)
     compute = commands.add_parser("compute")  # one Computation in this process; `run` calls it
-    compute.add_argument("experiment", choices=EXPERIMENTS)
     compute.add_argument("run")
     compute.add_argument("--scale", choices=SCALES, default="laptop")
     arguments = parser.parse_args(argv)
@@ -53,9 +52,9 @@ def main(argv: list[str]) -> int:
         if arguments.folder == HERE:
             print(write_results(EXPERIMENTS["table2"]))
     else:
-        for one in EXPERIMENTS[arguments.experiment].runs(arguments.scale):
-            if one.name == arguments.run and isinstance(one, Computation):
-                one.compute()
+        one = all_runs(EXPERIMENTS.values(), arguments.scale)[arguments.run]
+        assert isinstance(one, Computation)
+        one.compute()
     return 0
 
 
@@ -80,7 +79,7 @@ def named(name: str) -> list[Experiment]:
 
 def all_runs(chosen: Iterable[Experiment], scale: str) -> dict[str, Run]:
     """{name: run} of all of them."""
-    return {run.name: run for experiment in chosen for run in experiment.runs(scale)}
+    return {run.name: run for experiment in chosen for run in experiment.runs_at(scale)}
 
 
 def cost(runs: Sequence[Run]) -> str:

@@ -64,8 +64,6 @@ SCALES = {"laptop": ("tiny", (1, 2, 3), 0.5), "gpu": ("gpu", (1, 2, 3), 1.0)}  #
 
 
 def runs(scale: str) -> Sequence[Run]:
-    if scale not in SCALES:
-        return ()
     overlay, seeds, minutes = SCALES[scale]
     found: list[Run] = []
     for seed in seeds:
@@ -76,7 +74,7 @@ def runs(scale: str) -> Sequence[Run]:
             found.append(Training(name, scale, configs, settings, minutes=minutes, curves=False, on_train=True))
     if scale == "laptop":
         found += [
-            Computation(f"ablation/{name}-{seed}", scale, "ablations", train,
+            Computation(f"ablation/{name}-{seed}", scale, train,
                         TINY | {"seed": seed, "learn_from": which}, minutes=minutes)
             for seed in seeds
             for name, (_, which) in MICRO.items()
@@ -117,4 +115,5 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 EXPERIMENT = Experiment(
     "ablations", "Ablations, and MADA from other corners",
     "Which parts of MADA matter, and does where it starts?", runs, show,
+    scales=("laptop", "gpu"),
 )  # fmt: skip

@@ -28,9 +28,9 @@ SIZES: dict[str, tuple[float, dict[str, tuple[str, ...]]]] = {
 
 
 def runs(scale: str) -> Sequence[Computation]:
-    minutes, sizes = SIZES.get(scale, (0.0, {}))
+    minutes, sizes = SIZES[scale]
     return [
-        Computation(f"cost/{batch}", scale, "appendix_d", measure, {"arguments": list(arguments)},
+        Computation(f"cost/{batch}", scale, measure, {"arguments": list(arguments)},
                     minutes=minutes, alone=True)
         for batch, arguments in sizes.items()
     ]  # fmt: skip
@@ -80,4 +80,5 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 EXPERIMENT = Experiment(
     "appendix_d", "Appendix D: time and memory",
     "What does an iteration with MADA cost, and how does that change with the batch?", runs, show,
+    scales=("laptop", "gpu"),
 )  # fmt: skip

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from cli import DIVERGED, Mistake
+from data.manifest import replacing
 from runtime.optimizers import adapt
 from runtime.recorder import commit
 from runtime.settings import read_files
 from study.page import Block
 from study.runner import Runner
-from study.runs import Row, coefficient_columns, differences, final_values, measured, read_rows
+from study.runs import Result, Row, coefficient_columns, differences, measured, read_result
 from study.statistics import mean
 
 from .training_loss import saved_last, training_loss
@@ -159,23 +160,20 @@ class Training(Run):
             asked["coefficients"] = own | {name: value for name, value in source["final"].items() if name in own}
         return differences(rounded(asked), rounded(config))
 
-    def folder_config(self) -> Record | None:
-        """The config.json of its folder, None if there is none. Raises Mistake if it is another run's, or
-        unreadable."""
-        path = self.out_dir / "config.json"
-        if not path.is_file():
+    def left(self) -> Result | None:
+        """What its folder holds; None if no run began there. Raises Mistake if that is another run, or unreadable."""
+        if not (self.out_dir / "config.json").is_file():
             return None
         try:
-            about: Record = json.loads(path.read_text(encoding="utf-8"))
-            about["config"] = dict(about["config"], max_iters=int(about["config"]["max_iters"]))
-        except (ValueError, KeyError, TypeError):
-            raise Mistake(f"{path} cannot be read: move {self.out_dir} away") from None
-        if wrong := self.differences(about["config"]):
+            result = read_result(self.out_dir)
+        except Mistake:
+            raise Mistake(f"{self.out_dir} cannot be read: move it away") from None
+        if wrong := self.differences(result.facts["config"]):
             raise Mistake(f"{self.out_dir} holds a run with {'; '.join(wrong)}: move it away")
-        return about
+        return result
 
     def check_folder(self) -> None:
-        self.folder_config()
+        self.left()
 
     def command(self) -> list[str]:
         """It goes on from a checkpoint if there is one."""
@@ -216,28 +214,22 @@ class Training(Run):
 
         `gave_up`: it diverged before. Raises Mistake if the folder holds another run, or is unreadable.
         """
-        about, path = self.folder_config(), self.out_dir / "metrics.csv"
-        if about is None or not path.is_file():
+        result = self.left()
+        if result is None or not result.rows:
             return None
-        try:
-            rows = read_rows(path)
-        except ValueError:
-            raise Mistake(f"{path} cannot be read: move {self.out_dir} away") from None
-        steps = about["config"]["max_iters"]
+        config, step = result.facts["config"], result.rows[-1]["step"]
+        if step != config["max_iters"] and not gave_up:
+            return None
         record = {
             **self.identity,
-            **{key: about.get(key) for key in FACTS},
-            "config": {key: value for key, value in about["config"].items() if key not in ("out_dir", "init_from")},
+            **{key: result.facts.get(key) for key in FACTS},
+            "config": {key: value for key, value in config.items() if key not in ("out_dir", "init_from")},
         }
-        if gave_up:
-            return record | {"final": {"diverged": True, "step": rows[-1]["step"] if rows else 0}}
-        if not rows or rows[-1]["step"] != steps:
-            return None
-        final = final_values(rows, steps)
-        if None in final.values():  # the last step is always validated
-            return record | {"final": {"diverged": True, "step": steps}}
-        curves = {"curves": thinned(rows, steps)} if self.curves else {}
-        return {**record, "seconds": rows[-1]["seconds"], "final": final, **curves}
+        if gave_up or not result.final:  # the last step is always validated
+            return record | {"final": {"diverged": True, "step": step}}
+        final = {**result.final}
+        curves = {"curves": thinned(result.rows, config["max_iters"])} if self.curves else {}
+        return {**record, "seconds": final.pop("seconds"), "final": final, **curves}
 
 
 @dataclass(frozen=True)
@@ -247,7 +239,6 @@ class Computation(Run):
     Its record counts only beside that of the run `after`.
     """
 
-    experiment: str  # the name of the experiment that it belongs to
     function: Callable[[Mapping[str, Any]], Record]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -259,7 +250,7 @@ class Computation(Run):
         return super().record() if self.after is None or self.after.record() else None
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "experiments", "compute", self.experiment, self.name, f"--scale={self.scale}"]
+        return [sys.executable, "-m", "experiments", "compute", self.name, f"--scale={self.scale}"]
 
     def execute(self, runner: Runner) -> None:
         runner.call(self.command(), ROOT / "out" / self.scale / f"{self.name}.log")
@@ -280,9 +271,8 @@ def write(path: Path, record: Record) -> None:
     """The record on disk, all of it or the old one; numbers at six significant digits, ValueError for NaN."""
     text = json.dumps(rounded(record), allow_nan=False, separators=(",", ":")) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def rounded(value: Any) -> Any:
@@ -351,7 +341,8 @@ def final_losses(found: Mapping[str, Mapping[int, Record]], kind: str) -> dict[s
 class Experiment:
     """One table or figure of the paper, or a question of our own.
 
-    runs(scale)           what it needs; () where that scale is not its own
+    runs(scale)           what it needs, at one of its scales
+    scales                at which it has runs
     show(scale, records)  blocks of the report from {name: record}, never called without a record
     exact                 done as in the paper, at no smaller scale: a laptop is enough
     with_diverged         whether show() takes records of runs that diverged, too
@@ -363,6 +354,11 @@ class Experiment:
     question: str
     runs: Callable[[str], Sequence[Run]]
     show: Callable[[str, dict[str, Record]], Sequence[Block]]
+    scales: Sequence[str] = SCALES
     exact: bool = False
     with_diverged: bool = False
     in_all: bool = True
+
+    def runs_at(self, scale: str) -> Sequence[Run]:
+        """Its runs; none where that scale is not its own."""
+        return self.runs(scale) if scale in self.scales else ()

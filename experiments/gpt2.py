@@ -20,8 +20,6 @@ MINUTES = 3.0  # half of them to compile
 
 
 def runs(scale: str) -> Sequence[Training]:
-    if scale != "gpu":
-        return ()
     return [
         Training(f"gpt2/{key}-{seed}", scale, (f"config/{language.ROWS[key].config}.py",), {**SHORT, "seed": seed},
                  minutes=MINUTES, alone=True)
@@ -53,4 +51,5 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 EXPERIMENT = Experiment(
     "gpt2", "GPT-2 124M, 300 steps",
     "At the paper's size, how far does each optimizer get in the first few hundred steps?", runs, show,
+    scales=("gpu",),
 )  # fmt: skip

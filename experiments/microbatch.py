@@ -10,19 +10,17 @@ from typing import Any
 
 import torch
 
-from data import open_dataset, train_batch, val_starts
-from model import GPT, GPTConfig
 from optim import RuleOptimizer, build_optimizer
 
+from . import small
 from .experiment import Record
-from .small import rate
-from .training_loss import EVALUATION_BATCHES, mean_loss
+from .training_loss import EVALUATION_BATCHES
 
 STILL = 1e-300  # a rate above 0, so that the coefficient counts as learned, at which nothing moves
 
 
 class Twins:
-    """An optimizer whose coefficients follow the gradients that `step` is given for them."""
+    """An optimizer whose coefficients follow the gradients that `learn` is given for them."""
 
     def __init__(self, params: Sequence[Any], options: Mapping[str, Any]) -> None:
         clones = [{**group, "params": [p.detach().clone() for p in group["params"]]} for group in params]
@@ -30,17 +28,16 @@ class Twins:
         self.optimizer = build_optimizer("mada", params, **still)
         self.learner = build_optimizer("mada", clones, **options)
 
-    def step(self, learn_from: Sequence[torch.Tensor]) -> None:
-        """One step; the gradients of the weights are in place, `learn_from` are those for the coefficients."""
+    def learn(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Set the coefficients for the optimizer's next step by these gradients."""
         momentum = self.learner.param_groups[0]["q_momentum"].clone()
         self.learner.load_state_dict(self.optimizer.state_dict())
         self.learner.param_groups[0]["q_momentum"] = momentum
-        for p, gradient in zip(params_of(self.learner), learn_from, strict=True):
+        for p, gradient in zip(params_of(self.learner), gradients, strict=True):
             p.grad = gradient
         self.learner.step()
         for k in self.optimizer.learned:
             self.optimizer.param_groups[0][k] = self.learner.param_groups[0][k]
-        self.optimizer.step()
 
 
 def params_of(optimizer: RuleOptimizer) -> list[torch.Tensor]:
@@ -53,26 +50,21 @@ def train(settings: Mapping[str, Any]) -> Record:
     Settings: seed, micro_batches, learn_from ("all", "one", or "one divided": its loss divided by their number, as the
     authors accumulate), and the model's, the schedule's and the optimizer's.
     """
-    data = open_dataset("shakespeare_char", prepare=True)
-    B, T, k, steps = settings["batch_size"], settings["block_size"], settings["micro_batches"], settings["steps"]
-    torch.manual_seed(settings["seed"])
-    model = GPT(GPTConfig(vocab_size=data.vocab_size, block_size=T, dropout=0.0, **settings["model"]))
+    seed, B, parts = settings["seed"], settings["batch_size"], settings["micro_batches"]
+    model = small.new_model(settings, seed)
     twins = Twins(model.param_groups(settings["weight_decay"]), settings["optimizer"])
     params = params_of(twins.optimizer)
-    for step in range(1, steps + 1):
-        parts = []
-        for i in range(k):
-            rows = range(i * B // k, (i + 1) * B // k)
-            x, y = train_batch(data.train, settings["seed"], step, rows, T)
-            parts.append([*torch.autograd.grad(model(x, y)[1], params)])
-        whole = [torch.stack(gradients).mean(0) for gradients in zip(*parts, strict=True)]
-        for p, gradient in zip(params, whole, strict=True):
-            p.grad = gradient
-        for group in twins.optimizer.param_groups:
-            group["lr"] = rate(step, settings)
-        last = {"all": whole, "one": parts[-1], "one divided": [gradient / k for gradient in parts[-1]]}
-        twins.step(last[settings["learn_from"]])
-    on_train = mean_loss(model, data.train, val_starts(data.train, T, EVALUATION_BATCHES * B), B)
-    on_val = mean_loss(model, data.val, val_starts(data.val, T), B)
-    return {"final": {"val_loss": on_val, "loss_on_train": on_train, **twins.optimizer.coefficients}}
 
+    def learn(step: int, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        gradients: Sequence[Any] = [p.grad for p in params]
+        if settings["learn_from"] != "all":
+            x, y = (rows.tensor_split(parts)[-1] for rows in batch)
+            gradients = torch.autograd.grad(model(x, y)[1], params)
+        if settings["learn_from"] == "one divided":
+            gradients = [gradient / parts for gradient in gradients]
+        twins.learn(gradients)
+
+    rates = small.schedule(settings, settings["learning_rate"])
+    small.train(model, twins.optimizer, small.characters(), B, rates, seed, learn)
+    on_train = small.loss(model, "train", EVALUATION_BATCHES * B)
+    return {"final": {"val_loss": small.loss(model), "loss_on_train": on_train, **twins.optimizer.coefficients}}

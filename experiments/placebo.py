@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from data import train_batch
 from model import GPT
 from optim import RuleOptimizer
 from optim.mada import average
@@ -132,9 +133,7 @@ SETUP = {"model": small.MODEL, "block_size": 32, "steps": 300, "warmup": 30, "we
 
 
 def runs(scale: str) -> Sequence[Computation]:
-    if scale != "laptop":
-        return ()
-    return [Computation(f"placebo/{name}-{batch}", scale, "placebo", compute,
+    return [Computation(f"placebo/{name}-{batch}", scale, compute,
                         SETUP | {"end": name, "batch_size": batch, "hyper_lr": HYPER_LR,
                                  "seeds": {f"{factor * TUNED:g}": n for factor, n in seeds.items()}}, minutes=6.0)
             for batch, seeds in SEEDS.items() for name in ["none", *ENDS]]  # fmt: skip
@@ -161,20 +160,21 @@ def train(settings: Mapping[str, Any], lr: float, seed: int) -> dict[str, float]
         groups = model.param_groups(settings["weight_decay"])
         return rule(groups, lr, hyper_lr=learned, max_grad_norm=1.0, compile=False, **fixed)
 
+    model, tokens, B = small.new_model(settings, seed), small.characters(), settings["batch_size"]
+    optimizer, twin = make(model), GPT(model.config)
+    other = make(twin)
     hs: list[dict[str, float]] = []  # of the steps before
     finite: list[float] = []
-    twins: list[tuple[GPT, RuleOptimizer]] = []  # made where they are needed first
 
-    def look(step: int, model: GPT, optimizer: RuleOptimizer, batch: Any) -> None:
+    def look(step: int, _: Any) -> None:
         if step > 2:
             hs.append(optimizer.hypergradients)
         if step % EVERY == 0 and not alone:
-            if not twins:
-                twins.append((twin := GPT(model.config), make(twin)))
-            finite.append(advantage(model, optimizer, *twins[0], batch(step + 1)))
+            next_batch = train_batch(tokens, seed, step + 1, range(B), model.config.block_size)
+            finite.append(advantage(model, optimizer, twin, other, next_batch))
 
-    loss, optimizer = small.train(settings, lr, seed, make, look)
-    found = {"w": optimizer.coefficients["w"], "val_loss": loss}
+    small.train(model, optimizer, tokens, B, small.schedule(settings, lr), seed, look)
+    found = {"w": optimizer.coefficients["w"], "val_loss": small.loss(model)}
     found |= {f"h_{name}": mean([h[name] for h in hs]) for name in ("w", "a", "o")}
     if finite:
         found |= {"finite": mean(finite), "finite_share": mean([float(value < 0) for value in finite])}
@@ -235,5 +235,5 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 EXPERIMENT = Experiment(
     "placebo", "Placebos: does a hypergradient tell a better optimizer from noise?",
     "Does Adam's weight fall for a corner that is worth nothing as readily as for a real one?", runs, show,
-    in_all=False,
+    scales=("laptop",), in_all=False,
 )  # fmt: skip

@@ -44,8 +44,6 @@ Outcomes = dict[int, list[Outcome]]  # by batch
 
 def runs(scale: str) -> Sequence[Training]:
     """All batches take the same number of steps at the same learning rate; only what a gradient averages differs."""
-    if scale != "laptop":
-        return ()
     return [
         Training(f"regime/{start}-{batch}-{seed}", scale,
                  (f"config/{language.ROWS[start].config}.py", "config/tiny.py"),
@@ -220,5 +218,6 @@ def figure(found: Found, steps: int) -> Figure:
 
 EXPERIMENT = Experiment(
     "regime", "Figures 5 to 7 at larger batches",
-    "Is it the size of the batch that decides where the coefficients go?", runs, show, in_all=False,
+    "Is it the size of the batch that decides where the coefficients go?", runs, show,
+    in_all=False, scales=("laptop",),
 )  # fmt: skip

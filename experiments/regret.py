@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model import GPT
-from optim import RuleOptimizer, build_optimizer
+from optim import build_optimizer
 from study.page import COLORS, Block, Figure, Table, Text
 
 from . import small
@@ -31,9 +30,7 @@ SETUP: dict[str, Any] = {"model": small.MODEL, "block_size": 32, "batch_size": 2
 
 
 def runs(scale: str) -> Sequence[Computation]:
-    if scale != "laptop":
-        return ()
-    return [Computation(f"regret/{name}-{lr:g}", scale, "regret", compute,
+    return [Computation(f"regret/{name}-{lr:g}", scale, compute,
                         SETUP | {"optimizer": rule, "options": options, "learning_rate": lr,
                                  "beta1": BETA1S, "beta2": BETA2S}, minutes=6.0)
             for lr in RATES for name, (_, rule, options) in OPTIMIZERS.items()]  # fmt: skip
@@ -43,13 +40,13 @@ def compute(settings: Mapping[str, Any]) -> Record:
     """The final validation loss of each start, beta1 outermost; None where it is not finite."""
     losses = []
     for beta1, beta2 in product(settings["beta1"], settings["beta2"]):
-        options = settings["options"] | {"beta1": beta1, "beta2": beta2, "eps": 1e-8, "max_grad_norm": 1.0}
-
-        def make(model: GPT, options: Mapping[str, Any] = options) -> RuleOptimizer:
-            groups = model.param_groups(settings["weight_decay"])
-            return build_optimizer(settings["optimizer"], groups, lr=settings["learning_rate"], **options)
-
-        loss = small.train(settings, settings["learning_rate"], settings["seed"], make)[0]
+        options = settings["options"] | {"lr": settings["learning_rate"], "beta1": beta1, "beta2": beta2, "eps": 1e-8,
+                                         "max_grad_norm": 1.0}  # fmt: skip
+        model = small.new_model(settings, settings["seed"])
+        optimizer = build_optimizer(settings["optimizer"], model.param_groups(settings["weight_decay"]), **options)
+        rates = small.schedule(settings, settings["learning_rate"])
+        small.train(model, optimizer, small.characters(), settings["batch_size"], rates, settings["seed"])
+        loss = small.loss(model)
         losses.append(loss if np.isfinite(loss) else None)
     return {"losses": losses}
 
@@ -97,5 +94,6 @@ def quantiles(found: Sequence[float]) -> list[str]:
 
 EXPERIMENT = Experiment(
     "regret", "Robustness as regret",
-    "From a poor start, how much worse than tuned constants does each optimizer end?", runs, show, in_all=False,
+    "From a poor start, how much worse than tuned constants does each optimizer end?", runs, show,
+    scales=("laptop",), in_all=False,
 )  # fmt: skip

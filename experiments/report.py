@@ -20,7 +20,7 @@ ABOUT = {
 
 def state(experiment: Experiment) -> list[str]:
     """Its row of the overview: runs recorded, of how many, at each scale."""
-    runs = [experiment.runs(scale) for scale in SCALES]
+    runs = [experiment.runs_at(scale) for scale in SCALES]
     return [experiment.title, experiment.name, *(f"{len(records(r))} of {len(r)}" if r else "" for r in runs)]
 
 
@@ -76,7 +76,7 @@ def section(experiment: Experiment, figures: Path) -> Iterator[tuple[str, str]]:
     yield f"*{experiment.question}*", f'<p class="question">{question}</p>'
     absent = []
     for scale in SCALES:
-        runs = experiment.runs(scale)
+        runs = experiment.runs_at(scale)
         found = records(runs)
         if without := len(runs) - len(found):
             absent.append(f"{scale} {without} runs")

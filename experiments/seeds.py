@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from study.page import COLORS, Block, Figure, Table, Text
-from study.statistics import paired
+from study.statistics import differences, paired
 
 from . import language
 from .experiment import Experiment, Record, Training, final_losses
@@ -18,7 +18,7 @@ KINDS = {"val_loss": "validation loss", "train_loss": "training loss"}
 
 
 def runs(scale: str) -> Sequence[Training]:
-    return [language.run(scale, key, seed) for seed in SEEDS for key in KEYS] if scale == "laptop" else ()
+    return [language.run(scale, key, seed) for seed in SEEDS for key in KEYS]
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
@@ -26,23 +26,20 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     shown = [(key, against) for key, against in PAIRS
              if losses["val_loss"].get(key, {}).keys() & losses["val_loss"].get(against, {}).keys()]  # fmt: skip
 
-    def differences(kind: str, key: str, against: str) -> list[float]:
-        first, second = losses[kind][against], losses[kind][key]
-        return [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
-
     rows = []
     for key, against in shown:
         cells = [language.pair_label(key, against)]
-        for kind in KINDS:
-            points = differences(kind, key, against)
+        for its in losses.values():
+            points = differences(its[against], its[key])
             lower = sum(point < 0 for point in points)
-            cells += [str(paired(losses[kind][against], losses[kind][key])), f"{lower} of {len(points)}"]
+            cells += [str(paired(its[against], its[key])), f"{lower} of {len(points)}"]
         rows.append(cells)
 
     def draw(figure: Any) -> None:
         for axes, (kind, title) in zip(figure.subplots(1, 2, sharey=True), KINDS.items(), strict=True):
             for i, (key, against) in enumerate(shown):
-                points, both = differences(kind, key, against), paired(losses[kind][against], losses[kind][key])
+                first, second = losses[kind][against], losses[kind][key]
+                points, both = differences(first, second), paired(first, second)
                 axes.plot(points, [i] * len(points), "o", color=COLORS[i + 1], markersize=5, alpha=0.6)
                 if both and both.n > 2:
                     axes.plot([both.low, both.high], [i + 0.25] * 2, color="black", linewidth=2)
@@ -59,5 +56,6 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 
 EXPERIMENT = Experiment(
     "seeds", "Ten seeds: is learning better than keeping?",
-    "Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?", runs, show, in_all=False,
+    "Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?", runs, show,
+    scales=("laptop",), in_all=False,
 )  # fmt: skip

@@ -23,11 +23,9 @@ MINUTES = {"laptop": 1.5, "paper": 5.0}  # an evaluation
 
 def runs(scale: str) -> Sequence[Run]:
     """The models and their evaluations; a laptop's are not those of table 2, which know characters only."""
-    if scale not in OWN:
-        return ()
     models = language.runs(scale, KEYS) if scale == "paper" else language.small_runs(scale)
     texts = [OWN[scale], *OTHERS]
-    return [*models, *(Computation(f"{model.name}-perplexity", scale, "table3", perplexities,
+    return [*models, *(Computation(f"{model.name}-perplexity", scale, perplexities,
                                    {"of": model.identity, "out_dir": model.folder,
                                     "datasets": texts, "protocol": "paper"},
                                    minutes=MINUTES[scale], after=model) for model in models)]  # fmt: skip
@@ -72,4 +70,5 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
 EXPERIMENT = Experiment(
     "table3", "Tables 3, 6 and 7: perplexities",
     "Does what MADA gains on its own text carry over to others?", runs, show,
+    scales=("laptop", "paper"),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 from study.page import Block, Table, Text
 from study.statistics import loss_cells
 
-from . import language
+from . import language, small
 from .experiment import PAPER, ROOT, Computation, Experiment, Record, Run, Training, by_seed, final_losses
 from .training_loss import EVALUATION_BATCHES, TRAIN_TOKENS, mean_loss, windows
 
@@ -30,8 +30,6 @@ def runs(scale: str) -> Sequence[Run]:
                      minutes=20.0, curves=False, on_train=True)
             for seed in SEEDS for key in OPTIONS
         ]  # fmt: skip
-    if scale != "laptop":
-        return ()
     base = next(run for run in language.small_runs(scale) if run.name == BASE)
     found: list[Run] = [base]
     for seed in SEEDS:
@@ -39,7 +37,7 @@ def runs(scale: str) -> Sequence[Run]:
             settings = {"base": BASE, "optimizer": optimizer, "options": options, "seed": seed, "steps": 100,
                         "batch_size": 2, "learning_rate": 1e-3}  # fmt: skip
             name = f"finetune/{optimizer}-{seed}"
-            found.append(Computation(name, scale, "table4", finetune, settings, minutes=0.7, after=base))
+            found.append(Computation(name, scale, finetune, settings, minutes=0.7, after=base))
     return found
 
 
@@ -47,26 +45,21 @@ def finetune(settings: Mapping[str, Any]) -> Record:
     """One run at a constant rate from the base's weights; the loss of 200 batches of the training split at its end."""
     import torch
 
-    from data import open_dataset, train_batch, val_starts
+    from data import open_dataset, val_starts
     from evaluation.perplexity import open_subject
     from optim import build_optimizer
 
-    data = open_dataset("shakespeare", prepare=True)
+    tokens = open_dataset("shakespeare", prepare=True).train
     model = open_subject(str(ROOT / "out" / "laptop" / settings["base"]), "newest").model
-    B, T, seed = settings["batch_size"], model.config.block_size, settings["seed"]
-    starts = val_starts(data.train, T, EVALUATION_BATCHES * B)
-    before = mean_loss(model, data.train, starts, B)
+    B, seed, rates = settings["batch_size"], settings["seed"], [settings["learning_rate"]] * settings["steps"]
+    starts = val_starts(tokens, model.config.block_size, EVALUATION_BATCHES * B)
+    before = mean_loss(model, tokens, starts, B)
     torch.manual_seed(seed)
     options = settings["options"] | {"lr": settings["learning_rate"], "max_grad_norm": 1.0, "compile": False}
     optimizer = build_optimizer(settings["optimizer"], model.param_groups(0.1), **options)
-    model.train()
-    for step in range(1, settings["steps"] + 1):
-        x, y = train_batch(data.train, seed, step, range(B), T)
-        model(x, y)[1].backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-    final = {"loss_on_train": mean_loss(model, data.train, starts, B), "before": before}
-    return {"final": final | optimizer.coefficients, "parameters": model.num_parameters(), "tokens": len(data.train)}
+    small.train(model.train(), optimizer, tokens, B, rates, seed)
+    final = {"loss_on_train": mean_loss(model, tokens, starts, B), "before": before}
+    return {"final": final | optimizer.coefficients, "parameters": model.num_parameters(), "tokens": len(tokens)}
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
@@ -110,4 +103,5 @@ def in_the_small(record: Record) -> str:
 EXPERIMENT = Experiment(
     "table4", "Table 4: fine-tuning",
     "Does MADA fit a new text better, starting from trained weights?", runs, show,
+    scales=("laptop", "paper"),
 )  # fmt: skip

@@ -47,7 +47,7 @@ def runs(scale: str) -> Sequence[Computation]:
                     "options": options | {"lr": rate}, "epochs": epochs, "seed": seed, **MODELS[model],
                 }  # fmt: skip
                 name = f"cifar/{model}-{optimizer}-{seed}"
-                found.append(Computation(name, scale, "table5", train, settings, minutes=minutes))
+                found.append(Computation(name, scale, train, settings, minutes=minutes))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Saved states: what is written of an optimizer, and what others and earlier versions wrote."""
+"""Saved states: what is written of an optimizer, and what a torch Adam wrote."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,8 @@ from torch import Tensor
 
 from .flat import COLUMNS, own_storage, whole
 from .options import of_group
-from .values import BY_OWNER, OF_ALL, key_of, place, spans
+from .values import BY_OWNER, OF_ALL
 
-EARLIER = {"momentum": "q_momentum", "square": "q_square", "h": "hypergradient", "norm": "grad_norm",
-           "steps": "q_steps"}  # fmt: skip
 OF_TORCH = {"betas", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused",
             "decoupled_weight_decay"}  # fmt: skip
 ADAM = {"m": "exp_avg", "v": "exp_avg_sq"}
@@ -37,8 +35,6 @@ def understood(optimizer: Any, state_dict: Mapping[str, Any]) -> tuple[dict[Tens
     if sizes != theirs:
         raise ValueError(f"param groups of {theirs} parameters do not fit groups of {sizes}")
     state, groups = state_dict["state"], [dict(group) for group in state_dict["param_groups"]]
-    if "scalars" in state_dict:
-        groups = from_scalars(state_dict["scalars"], groups)
     ids = [i for group in groups for i in group.pop("params")]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = {p: state.get(i, {}) for p, i in zip(params, ids, strict=True)}
@@ -62,8 +58,6 @@ def understood(optimizer: Any, state_dict: Mapping[str, Any]) -> tuple[dict[Tens
         if shapes != others:
             raise ValueError(f"a parameter's state {others} does not fit {shapes}")
     for group, its in zip(optimizer.param_groups, groups, strict=True):
-        if "q_steps" in its:  # states had no q_moves until groups had their own
-            its.setdefault("q_moves", max(0, int(its["q_steps"]) - max(1, optimizer.options.hyper_start)))
         for k in its.keys() & ({"hyper_lr", "box"} | ({*BY_OWNER, *OF_ALL} - group.keys())):
             del its[k]
         of_group(optimizer.options, group | its)
@@ -72,18 +66,6 @@ def understood(optimizer: Any, state_dict: Mapping[str, Any]) -> tuple[dict[Tens
             if isinstance(value, Tensor) and isinstance(ours, Tensor) and value.shape not in ((), ours.shape):
                 raise ValueError(f"{k} of shape {tuple(value.shape)} does not fit {tuple(ours.shape)}")
     return states, groups
-
-
-def from_scalars(scalars: Mapping[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups of a state of format nanomada-2, which had the learned values beside them."""
-    scope = "global" if scalars["q"].dim() == 1 else scalars["scope"]
-    about = {k: scalars[k] for k in ("rule", "learned", "scope")}
-    named = {EARLIER.get(k, k): v for k, v in scalars.items()}
-    for group, rows in zip(groups, spans(groups, scope), strict=True):
-        at = place(scope, rows)
-        group |= about | {key_of(k): named["q"][(*at, j)] for j, k in enumerate(scalars["learned"])}
-        group |= {k: named[k][at] for k in BY_OWNER if k in named} | {k: named[k] for k in OF_ALL}
-    return groups
 
 
 def from_adam(optimizer: Any, states: dict[Tensor, Any], groups: list[dict[str, Any]]) -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from cli import Mistake
-from data.manifest import read_json
+from data.manifest import publish, read_json, replacing, sync_folder, write_json
 from model import GPT, GPTConfig
 from optim.flat import share, whole
 
@@ -56,16 +56,16 @@ def save(out_dir: str | Path, step: int, val_loss: float | None, content: dict[s
     """Write a checkpoint, then delete all but the newest `keep`, the best, and the newest with a val_loss, which a run
     returns to after a loss spike."""
     path = Path(out_dir) / f"ckpt_{step:06d}.pt"
-    with _temporary(path) as temporary:
-        with temporary.open("wb") as file:
-            hashed = _Hashed(file)
-            try:
-                torch.save({"format": FORMAT, "step": step, **content}, hashed)  # type: ignore[arg-type]
-            except Exception as error:
-                raise hashed.error or error from None  # torch hides the OSError of a full disk
-            _sync(file)
-        facts = {"step": step, "val_loss": val_loss, "size": hashed.size, "sha256": hashed.digest.hexdigest()}
-        _publish(temporary, path, facts, keep)
+    with replacing(path) as file:
+        hashed = _Hashed(file)
+        try:
+            torch.save({"format": FORMAT, "step": step, **content}, hashed)  # type: ignore[arg-type]
+        except Exception as error:
+            raise hashed.error or error from None  # torch hides the OSError of a full disk
+        file.flush()
+        os.fsync(file.fileno())
+        _describe(path, {"step": step, "val_loss": val_loss, "size": hashed.size, "sha256": hashed.digest.hexdigest()})
+    _tidy(path, keep)
     return _described(path)
 
 
@@ -80,19 +80,20 @@ def save_shards(out_dir: str | Path, step: int, val_loss: float | None, content:
         _remove(partial)  # left by a run that was killed during a save
         partial.mkdir()
 
-    def publish() -> None:
+    def complete() -> None:
         size = sum(size for size, _ in files.values())
         digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-        _sync_folder(partial)
+        sync_folder(partial)
         if path.exists():  # saved at this step before its validation
             path.rename(path.with_name(f".{path.name}.old.tmp"))
-        facts = {"step": step, "val_loss": val_loss, "size": size, "sha256": digest, "files": files}
-        _publish(partial, path, facts, keep)
+        _describe(path, {"step": step, "val_loss": val_loss, "size": size, "sha256": digest, "files": files})
+        publish(partial, path)
+        _tidy(path, keep)
 
     _on_first(create)
     try:
         files = shards.write(partial, {"format": FORMAT, "step": step, **content})
-        _on_first(publish)
+        _on_first(complete)
     finally:
         if dist.get_rank() == 0:
             with contextlib.suppress(OSError):
@@ -112,18 +113,15 @@ def _on_first(action: Callable[[], None]) -> None:
         raise outcome[0]
 
 
-def _publish(temporary: Path, path: Path, facts: dict[str, Any], keep: int) -> None:
-    """Write the json, rename `temporary` to `path`, which completes the checkpoint, and delete old ones."""
-    described = path.with_suffix(".json")
-    with _temporary(described) as small:
-        with small.open("wb") as file:
-            file.write((json.dumps(facts | {"check": _check(facts)}) + "\n").encode())
-            _sync(file)
-        os.replace(small, described)
-    os.replace(temporary, path)
-    _sync_folder(path.parent)  # renames are only on disk after this
+def _describe(path: Path, facts: dict[str, Any]) -> None:
+    """Write the json; the checkpoint is complete when `path` gets its name after this."""
+    write_json(path.with_suffix(".json"), facts | {"check": _check(facts)})
+
+
+def _tidy(path: Path, keep: int) -> None:
+    """Delete old checkpoints, and that of the same step in the other form, whose json was replaced."""
     with contextlib.suppress(OSError, CheckpointError):  # failing to delete a file must not end the run
-        for other in (path.with_suffix(kind) for kind in KINDS if kind != path.suffix):  # its json was replaced
+        for other in (path.with_suffix(kind) for kind in KINDS if kind != path.suffix):
             _remove(other)
         _prune(path.parent, keep)
 
@@ -412,27 +410,3 @@ class _Hashed:
         except OSError as error:
             self.error = error
             raise
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name to write under before the file is renamed to `path`; deleted if that does not happen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-    finally:
-        with contextlib.suppress(OSError):  # the disk may have become read-only
-            temporary.unlink(missing_ok=True)
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

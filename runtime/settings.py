@@ -175,7 +175,7 @@ def _settings(arguments: list[str], annotations: dict, errors: list[str]) -> Ite
             continue
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals:
-            yield Setting(argument, key, _from_text(text, annotations.get(key)))
+            yield Setting(argument, key, from_text(text, annotations.get(key)))
         elif argument.startswith("--") and key in annotations and bool in _choices(annotations[key]):
             yield Setting(argument, key, True)
         else:
@@ -237,7 +237,7 @@ def _evaluate(node: ast.expr) -> Any:
     raise ValueError(f"`{ast.unparse(node)}` is neither")
 
 
-def _from_text(text: str, annotation: Any) -> Any:
+def from_text(text: str, annotation: Any = None) -> Any:
     """A command-line value: the text itself if the field takes text, otherwise a literal or arithmetic."""
     if annotation is not None and text != "None" and any(isinstance(t, str) or t is str for t in _choices(annotation)):
         return text

@@ -8,7 +8,6 @@ code; torch.distributed.checkpoint's default format contains a pickle.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from data.manifest import replacing
 from model import GPT
 
 Facts = dict[str, tuple[int, str]]  # size in bytes and sha256 of each file
@@ -36,10 +36,8 @@ def write(folder: Path, content: dict[str, Any]) -> Facts:
         files = sorted(folder.glob("*.safetensors"))[rank::size]
         if rank == 0:
             files.append(folder / "rest.pt")
-            with files[-1].open("wb") as file:
+            with replacing(files[-1]) as file:
                 torch.save(rest, file)
-                file.flush()
-                os.fsync(file.fileno())
         result = sizes_and_digests(files)
     except dcp.CheckpointException as failed:  # the same on all processes
         causes = [cause for cause, _ in failed.failures.values()]

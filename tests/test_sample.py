@@ -122,7 +122,7 @@ def test_home_is_expanded(out_dir: str, tmp_path: Path, capsys, monkeypatch) -> 
         (f"--seed={2**64}", "seed must be a whole number below 2**63"),
         (f"--prompt=file:{'x' * 300}", "File name too long"),
         ("--prompt=file:/", "not a regular file"),
-        ("--top_k=0", "top_k=0 must be 1 or more, or None"),
+        ("--top_k=0", "top_k=0 must be 1 or more"),
         ("--num_samples=0", "num_samples=0 must be 1 or more"),
         ("--prompt=", "the prompt is empty"),
         ("--prompt=Ω", "Ω"),

@@ -15,7 +15,7 @@ def leave(run: Training, until: int | None = None, gain: float = 0.0, **config: 
     run.out_dir.mkdir(parents=True, exist_ok=True)
     files = read_files([experiment.ROOT / path for path in run.configs], {**run.all_settings(), **config}, adapt)
     full = {"max_iters": 200, "dataset": "words", "gradient_accumulation_steps": 1, "block_size": 8, "out_dir": "x",
-            **files}  # fmt: skip
+            "optimizer": "mada", **files}  # fmt: skip
     if run.coefficients_from:
         source = run.coefficients_from.record()
         assert source is not None

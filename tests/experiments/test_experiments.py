@@ -30,7 +30,7 @@ RUN = Training("try-1", "laptop", ("config/a.py",), {"seed": 1})
 
 def evaluation_of(run: Training, dataset: str = "words") -> Computation:
     settings = {"of": run.identity, "out_dir": str(run.out_dir), "datasets": [dataset], "protocol": "paper"}
-    return Computation(f"{run.name}-perplexity", run.scale, "table3", table3.perplexities, settings, after=run)
+    return Computation(f"{run.name}-perplexity", run.scale, table3.perplexities, settings, after=run)
 
 
 
@@ -141,7 +141,7 @@ def test_a_folder_that_is_in_the_way_fails_its_run_alone(
     assert make(Runner(experiment.ROOT), [made], "laptop", "*", 1) == 1
     out = capsys.readouterr().out
     assert "stale-1 holds a run with seed=2, not 1: move it away" in out
-    assert re.search(r"torn-1: .*config.json cannot be read: move .*torn-1 away", out)
+    assert re.search(r"torn-1: .*torn-1 cannot be read: move it away", out)
     assert "good-1: recorded in records/laptop/good-1.json" in out
     assert "stale-1-perplexity: not made" in out
 
@@ -180,7 +180,7 @@ def test_a_loss_that_is_no_number_is_never_recorded_as_one(elsewhere: Path) -> N
     assert not evaluation_of(RUN).ready()
     with pytest.raises(ValueError, match="JSON"):
         write(RUN.path, {"final": {"val_loss": math.nan}})
-    computation = Computation("vision", "laptop", "table5", lambda settings: {"final": {"loss": math.nan}, "curve": []})
+    computation = Computation("vision", "laptop", lambda settings: {"final": {"loss": math.nan}, "curve": []})
     computation.compute()
     record = computation.record()
     assert record is not None and record["final"] == {"diverged": True} and "curve" not in record
@@ -311,7 +311,7 @@ def test_every_run_has_its_files_and_a_name_of_its_own() -> None:
     for scale in experiment.SCALES:
         runs = {}
         for each in EXPERIMENTS.values():
-            for run in each.runs(scale):
+            for run in each.runs_at(scale):
                 assert runs.setdefault(run.name, run.identity) == run.identity, run.name
                 for config in getattr(run, "configs", ()):
                     assert (ROOT / config).is_file(), config
@@ -321,7 +321,7 @@ def test_every_run_is_one_that_train_accepts(monkeypatch: pytest.MonkeyPatch) ->
     """Of all scales: nobody can try those of the others here."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.chdir(ROOT)
-    runs = {run.path: run for scale in experiment.SCALES for e in EXPERIMENTS.values() for run in e.runs(scale)}
+    runs = {run.path: run for scale in experiment.SCALES for e in EXPERIMENTS.values() for run in e.runs_at(scale)}
     seen = {}  # what differs in the seed alone, or in the betas of a fine grid, is tried once
     for run in runs.values():
         if isinstance(run, Training):
@@ -390,7 +390,7 @@ def test_what_is_timed_runs_last_and_alone(elsewhere: Path, monkeypatch: pytest.
         done.append((self.name, environment["OMP_NUM_THREADS"], environment["CUDA_VISIBLE_DEVICES"]))
 
     monkeypatch.setattr(Computation, "execute", execute)
-    runs = [Computation(name, "laptop", "x", dict, alone=name.startswith("cost")) for name in ("cost/1", "a", "cost/2")]
+    runs = [Computation(name, "laptop", dict, alone=name.startswith("cost")) for name in ("cost/1", "a", "cost/2")]
     assert make(Runner(experiment.ROOT), [replace(table3.EXPERIMENT, runs=lambda scale: runs)], "laptop", "*", 4) == 0
     assert done == [("a", "2", ""), ("cost/1", "8", ""), ("cost/2", "8", "")]
     assert all(run.alone for run in EXPERIMENTS["appendix_d"].runs("laptop"))

@@ -24,7 +24,8 @@ def run(share: float) -> Twins:
     for step in gradients:
         for p, gradient in zip(params, step, strict=True):
             p.grad = gradient
-        twins.step([share * gradient for gradient in step])
+        twins.learn([share * gradient for gradient in step])
+        twins.optimizer.step()
     return twins
 
 

@@ -24,10 +24,14 @@ def test_each_start_is_trained(name: str) -> None:
 def test_a_small_run_has_train_pys_schedule() -> None:
     rates = []
 
-    def look(step, model, optimizer, batch):
+    model = small.new_model(SMALL, 1)
+    optimizer = Adam(model.param_groups(0.1), 0.01)
+
+    def look(step, batch):
+        assert len(batch[0]) == 4
         rates.append(optimizer.param_groups[0]["lr"])
 
-    small.train(SMALL, 0.01, 1, lambda model: Adam(model.param_groups(0.1), 0.01), look)
+    small.train(model, optimizer, small.characters(), 4, small.schedule(SMALL, 0.01), 1, look)
     config = train.Config(learning_rate=0.01, min_lr=0.001, warmup_iters=3, max_iters=30)
     assert rates == pytest.approx([train.learning_rate(step, config) for step in range(1, 31)])
 

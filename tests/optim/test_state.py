@@ -1,4 +1,4 @@
-"""The state lies where torch looks: hooks, checkpoints of torch.distributed, states of torch Adam and earlier ones."""
+"""The state lies where torch looks: hooks, checkpoints of torch.distributed, states of torch Adam."""
 
 import copy
 import functools
@@ -78,30 +78,12 @@ def test_a_learning_rate_that_is_a_tensor_is_copied() -> None:
     assert other.param_groups[0]["lr"] == torch.tensor(0.02)
 
 
-def in_format_2(optimizer: RuleOptimizer) -> dict:
-    """The state as it was saved until param groups had what is learned."""
-    state, now = copy.deepcopy(optimizer.state_dict()), optimizer._values.scalars
-    groups = [{k: g[k] for k in ("params", "lr", "weight_decay")} for g in state["param_groups"]]
-    scalars = {"rule": optimizer.advance.__qualname__, "learned": [*optimizer.learned],
-               "scope": optimizer.options.scope, "q": now.q, "q_applied": now.q_applied, "momentum": now.q_momentum,
-               "h": now.hypergradient, "norm": now.grad_norm, "clip": now.clip, "clip_applied": now.clip_applied,
-               "accept": now.accept, "steps": now.q_steps, "skipped": now.skipped,
-               "lr_start": now.lr_start}  # fmt: skip
-    return {"state": state["state"], "param_groups": groups, "scalars": copy.deepcopy(scalars)}
-
-
-@pytest.mark.parametrize("scope", ["global", "group", "tensor"])
-def test_a_state_of_the_earlier_format_resumes_with_the_same_bits(scope: str) -> None:
-    options = OPTIONS | {"hyper_lr": dict.fromkeys((*MADA.table, "lr"), 0.05), "max_grad_norm": 1.0, "scope": scope}
-    params = parameters()
-    optimizer = MADA(groups(params), **options)
-    run(optimizer, params, range(1, 6))
-    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    loaded = MADA(groups(others), **options)
-    loaded.load_state_dict(in_format_2(optimizer))
-    assert loaded.hypergradients == optimizer.hypergradients
-    assert all(map(torch.equal, run(optimizer, params, range(6, 9)), run(loaded, others, range(6, 9))))
-    assert loaded.coefficients_by_owner == optimizer.coefficients_by_owner
+def test_a_state_from_before_the_groups_had_it_all_is_refused() -> None:
+    optimizer = MADA(groups(parameters()), **OPTIONS)
+    state = optimizer.state_dict()
+    bare = [{k: g[k] for k in ("params", "lr", "weight_decay")} for g in state["param_groups"]]
+    with pytest.raises(ValueError, match="not of one of these optimizers: groups have lr, weight_decay"):
+        optimizer.load_state_dict({"state": state["state"], "param_groups": bare, "scalars": {}})
 
 
 @pytest.mark.parametrize("make", [
