@@ -18,7 +18,7 @@ why pyproject.toml pins the version of torch.
 """
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -36,8 +36,10 @@ from .simplify import simplified, writes
 
 PRELUDE, BODY, EPILOGUE = range(3)
 
-# The compiler's thresholds above which it cuts a loop. Each cut costs a pass over memory; the body is to have none.
-ONE_LOOP = {
+# The compiler's thresholds above which it cuts a loop. Each cut costs a pass over memory; the body is to have none. Nor
+# does it have to check at every step what our arguments are like, which does not change.
+OPTIONS = {
+    "size_asserts": False,
     "max_fusion_size": 1000,
     "realize_opcount_threshold": 1000,
     "realize_reads_threshold": 1000,
@@ -69,10 +71,10 @@ class CompiledPass:
     def __call__(self, *args: Any) -> Any:
         if not self.compiled:
             return self.function(*args)
-        leaves, structure = tree_flatten(args)
-        tensors = [leaf for leaf in leaves if leaf is not None]  # a part without a state is None
+        tensors = tensors_of(args, [])
         if self.module is not None:
-            return tree_unflatten(self.module(*tensors), self.result_structure)
+            return tree_unflatten(self.module.forward(*tensors), self.result_structure)
+        leaves, structure = tree_flatten(args)
         kinds = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
         key = (self.identity, str(structure), kinds)
         if key in MADE:
@@ -98,6 +100,16 @@ class CompiledPass:
         return tree_unflatten(results, self.result_structure)
 
 
+def tensors_of(values: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
+    """Append the leaves of nested tuples but None (a part without a state), in tree_flatten's order, but faster."""
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif value is not None:
+            tensors_of(value, found)
+    return found
+
+
 class Part(torch.nn.Module):
     """Prelude, body or epilogue, compiled at its first arguments."""
 
@@ -106,7 +118,7 @@ class Part(torch.nn.Module):
         self.graph_module, self.options = graph_module, options
         self.kernel: Callable[..., Any] | None = None
 
-    def forward(self, *args: Tensor) -> Any:
+    def __call__(self, *args: Tensor) -> Any:  # Module's looks for hooks first, which costs as much as a small kernel
         if self.kernel is None:
             mode = FakeTensorMode(shape_env=ShapeEnv())  # without a ShapeEnv nothing is cached on disk
             fakes: list[Any] = [mode.from_tensor(arg, static_shapes=True) for arg in args]
@@ -132,7 +144,7 @@ def split(function: Callable[..., Any], tensors: list[Tensor]) -> GraphModule:
     written = any(writes(node.target) for node in traced.graph.nodes)
     for name, graph_module in [*parts.named_children()]:
         sums = name == f"submod_{BODY}" and not written
-        setattr(parts, name, Part(graph_module, ONE_LOOP | (AUTOTUNE if sums else NO_AUTOTUNE)))  # type: ignore
+        setattr(parts, name, Part(graph_module, OPTIONS | (AUTOTUNE if sums else NO_AUTOTUNE)))  # type: ignore
     return parts
 
 

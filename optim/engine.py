@@ -205,9 +205,12 @@ class RuleOptimizer(Optimizer):
 
     def _current_layout(self) -> Any:
         """What a step relies on, by identity: groups, their parameters, the tensors in their state."""
-        state = self.state
-        groups = [(id(g), str((g.get("hyper_lr"), g.get("box"))), [*map(id, g["params"])]) for g in self.param_groups]
-        return groups, len(state), [[*map(id, state.get(p, {}).values())] for b in self.buckets for p in b.params]
+        settings = [str((group.get("hyper_lr"), group.get("box"))) for group in self.param_groups]
+        tensors = [id(tensor) for own in self.state.values() for tensor in own.values()]
+        return self._members(), settings, [*map(id, self.state)], tensors
+
+    def _members(self) -> Any:
+        return [(id(group), [*map(id, group["params"])]) for group in self.param_groups]
 
     @torch.no_grad()
     def _follow_edits(self) -> None:
@@ -240,7 +243,8 @@ class RuleOptimizer(Optimizer):
         if set_to_none:
             super().zero_grad(set_to_none=True)
         else:
-            self._follow_edits()
+            if self._members() != self._layout[0] or any(bucket.displaced() for bucket in self.buckets):
+                self._follow_edits()
             for bucket in self.buckets:
                 bucket.attach_gradients()
 

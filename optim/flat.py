@@ -53,8 +53,8 @@ def own_storage(view: Tensor) -> Tensor:
     return alone
 
 
-def place(p: Tensor) -> tuple[Any, ...]:
-    return p.data_ptr(), p.stride(), p.shape
+def places(params: Sequence[Tensor]) -> tuple[Any, ...]:
+    return [p.data_ptr() for p in params], [p.stride() for p in params], [p.shape for p in params]
 
 
 def overlapping(params: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -198,7 +198,7 @@ class Bucket:
         self.x_views = [own_storage(self.view(self.x, i)) for i in range(len(self.params))]
         self.g_views = [self.view(self.g, i) for i in range(len(self.params))]
         self.gradients = [whole(view, p) for view, p in zip(self.g_views, self.params, strict=True)]
-        self.places = [place(view) for view in self.x_views]  # not read later: a storage can move to shared memory
+        self.places = places(self.x_views)  # not read later: a storage can move to shared memory
 
     def view(self, matrix: Tensor, i: int) -> Tensor:
         """What belongs to parameter i in a matrix, in its shape and, where it was dense, its strides."""
@@ -206,7 +206,7 @@ class Bucket:
 
     def displaced(self) -> bool:
         """Whether a parameter that was made a view of x is elsewhere: its `.data` was replaced, or it is shared now."""
-        return not self.copied and [*map(place, self.params)] != self.places
+        return not self.copied and places(self.params) != self.places
 
     def adopt(self) -> None:
         """Make them views again, of new memory: others may hold the old one, such as a moving average that changed
