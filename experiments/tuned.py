@@ -100,24 +100,41 @@ def load(scale: str, arm: str) -> Record | None:
     return None if record is None or record["settings"]["arguments"] != ARMS[arm].arguments(scale) else record
 
 
-CONTROLS = {"fs": "the constants that it learned, kept", "adam": "Adam, betas (0.8, 0.99)"}
+# Runs at the optimum of an arm that learns, on its fresh seeds: {name: (the arm, what it is)}.
+CONTROLS = {
+    "fs": ("mada", "the constants that MADA learned, kept"),
+    "adam": ("mada", "Adam, betas (0.8, 0.99)"),
+    "sign_fs": ("sign", "the constants that sign steps learned, kept"),
+    "sign_adam_95": ("sign", "Adam, betas (0.8, 0.95)"),
+    "sign_adam_999": ("sign", "Adam, betas (0.8, 0.999)"),
+    "sign_beta2": ("sign", "sign steps on beta2 alone, the rest Adam's"),
+    "sign_above": ("sign", "sign steps, beta2 from 0.9995"),
+}
 
 
 def controls(scale: str) -> list[Training]:
-    """Constants at the optimum of MADA, on its fresh seeds: what it learned, and betas of an Adam near that. They are
-    tuned for nothing."""
-    mada = load(scale, "mada")
-    if mada is None:
-        return []
-    learned = {name: float(f"{mean(values):.6g}") for name, values in mada["coefficients"].items()}
-    rate = float(mada["optimum"]["learning_rate"])
-    common: dict[str, Any] = {name: int(value) for name, value in COMMON[scale].items()}
-    common |= {"learning_rate": rate, "min_lr": float(f"{rate / 10:.6g}"), "weight_decay": 0.1}
-    each = {"fs": {"optimizer": "mada", "hyper_lr": 0, **learned},
-            "adam": {"optimizer": "adam", "beta1": 0.8, "beta2": 0.99}}  # fmt: skip
-    return [Training(f"tuned/control-{name}-{seed}", scale, CONFIGS[scale], common | each[name] | {"seed": seed},
-                     minutes=0.6, curves=False)
-            for name in CONTROLS for seed in mada["seeds"]]  # fmt: skip
+    """Constants near those that an arm learned, and other ways to learn them. They are tuned for nothing."""
+    found: list[Training] = []
+    for name, (arm, _) in CONTROLS.items():
+        if (record := load(scale, arm)) is None:
+            continue
+        kept = {k: float(f"{mean(values):.6g}") for k, values in record["coefficients"].items()}
+        rate, hyper = (float(record["optimum"][k]) for k in ("learning_rate", "hyper_lr"))
+        common: dict[str, Any] = {k: int(value) for k, value in COMMON[scale].items()}
+        common |= {"learning_rate": rate, "min_lr": float(f"{rate / 10:.6g}"), "weight_decay": 0.1}
+        sign = {"hyper_optimizer": "sign", "hyper_space": "log", "box": {"beta2": [0.501, 0.9999]}, "hyper_momentum": 0}
+        settings: dict[str, Any] = {
+            "fs": {"optimizer": "mada", "hyper_lr": 0, **kept},
+            "adam": {"optimizer": "adam", "beta1": 0.8, "beta2": 0.99},
+            "sign_fs": {"optimizer": "mada", "hyper_lr": 0, **kept},
+            "sign_adam_95": {"optimizer": "adam", "beta1": 0.8, "beta2": 0.95},
+            "sign_adam_999": {"optimizer": "adam", "beta1": 0.8, "beta2": 0.999},
+            "sign_beta2": {"optimizer": "adam", "hyper_lr": {"beta2": hyper}} | sign,
+            "sign_above": {"optimizer": "mada", "hyper_lr": hyper, "beta2": 0.9995} | sign,
+        }[name]
+        found += [Training(f"tuned/control-{name}-{seed}", scale, CONFIGS[scale], common | settings | {"seed": seed},
+                           minutes=0.6, curves=False) for seed in record["seeds"]]  # fmt: skip
+    return found
 
 
 def of_controls(records: Mapping[str, Record]) -> dict[str, dict[int, float]]:
@@ -226,22 +243,26 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         f"correction over all rows. Equal: the 95% interval of the difference lies within {EQUAL} nats, a bound set "
         "before the runs."
     )
-    return [Text(about), Table(header, rows), *constants(losses, of_controls(records)), figure(found, labels),
+    return [Text(about), Table(header, rows), *constants(losses, records), figure(found, labels),
             Text(where_they_end(found, labels))]  # fmt: skip
 
 
-def constants(losses: Mapping[str, Losses], found: Mapping[str, Losses]) -> Sequence[Block]:
-    """MADA beside constants near those that it learned."""
+def constants(losses: Mapping[str, Losses], records: Mapping[str, Record]) -> Sequence[Block]:
+    """What learns beside constants near those that it learned, and beside other ways to learn them."""
     rows = []
-    for name, its in found.items():
-        difference = signed_rank(its, losses["mada"])
-        if difference:
-            rows.append([CONTROLS[name], str(difference.n), f"{median(its.values()):.4f}", str(difference)])
+    seeds = by_seed(records, "tuned/control-")
+    for name, its in of_controls(records).items():
+        arm, label = CONTROLS[name]
+        if difference := signed_rank(its, losses.get(arm, {})):
+            beta2 = mean_and_spread([record["final"]["beta2"] for record in seeds[name].values()])
+            cells = [str(difference.n), f"{median(its.values()):.4f}", beta2, str(difference)]
+            rows.append([ARMS[arm].label, label, *cells])
     words = (
-        "Is it the learning, or where it arrives? Constants near those that MADA learned, from the first step on, at "
-        "MADA's own learning rate and on the same seeds, tuned for nothing:"
+        "Is it the learning, or where it arrives? And is a coefficient led to a better value, or only away from its "
+        "start? Runs at the learning rate and on the seeds of the arm that learns, tuned for nothing:"
     )
-    return [Text(words), Table(["constants", "n", "median loss", "MADA minus them"], rows)] if rows else []
+    header = ["learned", "control", "n", "median loss", "beta2 at the end", "learned minus control"]
+    return [Text(words), Table(header, rows)] if rows else []
 
 
 def steps_to(record: Record, target: float | None) -> str:

@@ -211,6 +211,8 @@ def of_tuning() -> Iterator[Verdict]:
         ("mada_avgrad", "avgrad"): "MADA from AVGrad beats AVGrad, both tuned (ours)",
         ("mada_fs", "adam"): "What MADA learned, kept and tuned, beats Adam's constants (ours)",
         ("sign", "adam"): "Sign steps in log space beat tuned constants (ours)",
+        ("sign", "control sign_fs"): "... and the constants that they learned, kept from the start",
+        ("control sign_beta2", "adam"): "... and on beta2 alone they beat tuned constants",
         ("avgrad", "adam"): "AVGrad beats Adam, both tuned (ours)",
         ("muon", "adam"): "Muon beats Adam, both tuned (ours)",
     }

@@ -99,10 +99,13 @@ def tuned() -> Iterator[tuple[str, list[float]]]:
     losses = finals("tuned/control-*.json", "val_loss")
     losses |= {name: dict(zip(arm["seeds"], arm["val_loss"], strict=True)) for name, arm in arms.items()}
     claims = {
-        "MADA from (0.9, 0.95) beats": ("mada", "adam"), "... and the constants": ("mada", "control-fs"),
+        "MADA from (0.9, 0.95) beats": ("mada", "adam"), "... and the constants that it": ("mada", "control-fs"),
         "... and Adam with betas": ("mada", "control-adam"), "MADA from Adam's best": ("mada_best", "adam"),
         "MADA from AVGrad beats": ("mada_avgrad", "avgrad"), "What MADA learned": ("mada_fs", "adam"),
-        "Sign steps": ("sign", "adam"), "AVGrad beats": ("avgrad", "adam"), "Muon beats": ("muon", "adam"),
+        "Sign steps": ("sign", "adam"),
+        "... and the constants that they": ("sign", "control-sign_fs"),
+        "... and on beta2": ("control-sign_beta2", "adam"),
+        "AVGrad beats": ("avgrad", "adam"), "Muon beats": ("muon", "adam"),
     }  # fmt: skip
     for claim, (key, against) in claims.items():
         if key in losses and against in losses:
