@@ -230,7 +230,7 @@ def _evaluate(node: ast.expr) -> Any:
             return result
     elif isinstance(node, ast.Dict) and None not in node.keys:
         return {_evaluate(key): _evaluate(value) for key, value in zip(node.keys, node.values, strict=True) if key}
-    elif isinstance(node, ast.Tuple):
+    elif isinstance(node, ast.Tuple | ast.List):
         return tuple(map(_evaluate, node.elts))
     elif isinstance(node, ast.Constant):
         return node.value

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -21,6 +21,7 @@ class Toy:
     mode: Annotated[Literal["a", "b"], "how"] = "a"
     rates: Annotated[dict[str, float] | None, "by name (per step)"] = None
     momentum: Annotated[float | dict[str, float], "for all or by name"] = 0.0
+    box: Annotated[dict[str, Any] | None, "(low, high) by name"] = None
 
 
 def check(toy: Toy) -> Iterator[tuple[str, str]]:
@@ -60,6 +61,8 @@ def mistakes(*argv: str) -> list[str]:
         ("--rates={'x': 1}", "rates", {"x": 1.0}),
         ("--momentum=1", "momentum", 1.0),
         ("--momentum={'y': 0.5}", "momentum", {"y": 0.5}),
+        ("--box={'y': (0.5, 1)}", "box", {"y": (0.5, 1)}),
+        ("--box={'y': [0.5, 1]}", "box", {"y": (0.5, 1)}),
     ],
 )
 def test_values_arrive_with_their_type(argument: str, field: str, value: object) -> None:
