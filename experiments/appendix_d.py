@@ -1,4 +1,7 @@
-"""Appendix D: what MADA costs in time and memory, at two batch sizes."""
+"""Appendix D: time and memory
+
+What does an iteration with MADA cost, and how does that change with the batch?
+"""
 
 import json
 import subprocess
@@ -10,7 +13,9 @@ from typing import Any
 
 from study.page import Block, Table, Text
 
-from .experiment import PAPER, ROOT, Computation, Experiment, Record
+from .experiment import PAPER, ROOT, Computation, Record
+
+SCALES = ("laptop", "gpu")
 
 LABELS = {"adamw": "AdamW, torch's fused", "adam": "Adam", "mada": "MADA", "mada_without_lion": "MADA without Lion"}
 GPT2 = ("config/gpt2_mada.py", "--device=cuda")
@@ -75,10 +80,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         ),
         Table(header, rows),
     ]
-
-
-EXPERIMENT = Experiment(
-    "appendix_d", "Appendix D: time and memory",
-    "What does an iteration with MADA cost, and how does that change with the batch?", runs, show,
-    scales=("laptop", "gpu"),
-)  # fmt: skip

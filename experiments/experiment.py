@@ -339,14 +339,15 @@ def final_losses(found: Mapping[str, Mapping[int, Record]], kind: str) -> dict[s
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table or figure of the paper, or a question of our own.
+    """One table or figure of the paper, or a question of our own: a module of this package.
 
+    title, question       the first two paragraphs of its docstring
     runs(scale)           what it needs, at one of its scales
-    scales                at which it has runs
     show(scale, records)  blocks of the report from {name: record}, never called without a record
-    exact                 done as in the paper, at no smaller scale: a laptop is enough
-    with_diverged         whether show() takes records of runs that diverged, too
-    in_all                whether `run all` makes its runs; otherwise it is asked for by its name
+    scales                SCALES of the module: where it has runs
+    exact                 EXACT: done as in the paper, at no smaller scale: a laptop is enough
+    with_diverged         WITH_DIVERGED: whether show() takes records of runs that diverged, too
+    in_all                IN_ALL: whether `run all` makes its runs; otherwise it is asked for by its name
     """
 
     name: str
@@ -358,6 +359,13 @@ class Experiment:
     exact: bool = False
     with_diverged: bool = False
     in_all: bool = True
+
+    @staticmethod
+    def of(module: Any) -> Experiment:
+        title, question = (" ".join(part.split()) for part in module.__doc__.split("\n\n")[:2])
+        said = {key: vars(module)[key.upper()] for key in ("scales", "exact", "with_diverged", "in_all")
+                if key.upper() in vars(module)}  # fmt: skip
+        return Experiment(module.__name__.rpartition(".")[2], title, question, module.runs, module.show, **said)
 
     def runs_at(self, scale: str) -> Sequence[Run]:
         """Its runs; none where that scale is not its own."""

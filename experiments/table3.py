@@ -1,4 +1,9 @@
-"""Tables 3, 6 and 7: perplexity on three texts, under the paper's protocol (see evaluate.py for others)."""
+"""Tables 3, 6 and 7: perplexities
+
+Does what MADA gains on its own text carry over to others?
+
+Under the paper's protocol (see evaluate.py for others).
+"""
 
 import json
 import subprocess
@@ -12,7 +17,9 @@ from study.page import Block, Table, Text
 from study.statistics import mean_and_spread
 
 from . import language
-from .experiment import PAPER, ROOT, Computation, Experiment, Record, Run
+from .experiment import PAPER, ROOT, Computation, Record, Run
+
+SCALES = ("laptop", "paper")
 
 OTHERS = ("wikitext2", "lambada")
 KEYS = ("adam", "adan", "hyperadam", "lion", "avgrad", "mada", "mada_fs", "mada_poor", "adam_poor", "mada_rho0",
@@ -65,10 +72,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     if scale == "laptop":
         note += " These models are too small and too shortly trained to say more than that the machinery works."
     return [Text(note), Table(header, lines)] if lines else [Text("Trained, not evaluated yet.")]
-
-
-EXPERIMENT = Experiment(
-    "table3", "Tables 3, 6 and 7: perplexities",
-    "Does what MADA gains on its own text carry over to others?", runs, show,
-    scales=("laptop", "paper"),
-)  # fmt: skip

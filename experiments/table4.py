@@ -1,4 +1,7 @@
-"""Table 4: the training loss after fine-tuning on Shakespeare."""
+"""Table 4: fine-tuning
+
+Does MADA fit a new text better, starting from trained weights?
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +10,10 @@ from study.page import Block, Table, Text
 from study.statistics import loss_cells
 
 from . import language, small
-from .experiment import PAPER, ROOT, Computation, Experiment, Record, Run, Training, by_seed, final_losses
+from .experiment import PAPER, ROOT, Computation, Record, Run, Training, by_seed, final_losses
 from .training_loss import EVALUATION_BATCHES, TRAIN_TOKENS, mean_loss, windows
+
+SCALES = ("laptop", "paper")
 
 SIX = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
 RATES = {name: 1e-4 if name in ("beta1", "beta2") else 2e-2 for name in SIX}  # config/gpt2_mada.py says why these
@@ -98,10 +103,3 @@ def in_the_small(record: Record) -> str:
         f"{settings['learning_rate']:g}; its loss before was {record['final']['before']:.3f}. {START} The loss is over "
         f"{over}"
     )
-
-
-EXPERIMENT = Experiment(
-    "table4", "Table 4: fine-tuning",
-    "Does MADA fit a new text better, starting from trained weights?", runs, show,
-    scales=("laptop", "paper"),
-)  # fmt: skip

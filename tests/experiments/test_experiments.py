@@ -137,7 +137,7 @@ def test_a_folder_that_is_in_the_way_fails_its_run_alone(
     leave(stale, seed=2)
     (torn.out_dir / "config.json").write_text('{"config": {"seed": 1}}')
     monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
-    made = replace(table3.EXPERIMENT, runs=lambda scale: [stale, torn, good, *evaluations])
+    made = replace(EXPERIMENTS["table3"], runs=lambda scale: [stale, torn, good, *evaluations])
     assert make(Runner(experiment.ROOT), [made], "laptop", "*", 1) == 1
     out = capsys.readouterr().out
     assert "stale-1 holds a run with seed=2, not 1: move it away" in out
@@ -272,7 +272,7 @@ def test_what_needs_the_folder_of_a_run_waits_for_it(elsewhere: Path, monkeypatc
     RUN.execute(Runner(experiment.ROOT))
     evaluation = evaluation_of(RUN)
     monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
-    made = replace(table3.EXPERIMENT, runs=lambda scale: [RUN, evaluation])
+    made = replace(EXPERIMENTS["table3"], runs=lambda scale: [RUN, evaluation])
     for path in RUN.out_dir.iterdir():
         path.unlink()
     done = []
@@ -343,7 +343,7 @@ def test_the_grid_of_a_gpu_is_the_papers_but_coarser() -> None:
 
 
 def test_lions_rate_is_a_quarter_of_its_scales() -> None:
-    for scale, (overlay, *_) in ablations.SCALES.items():
+    for scale, (overlay, *_) in ablations.SIZES.items():
         rates = read_files([ROOT / "config" / f"{overlay}.py"])
         assert ablations.QUARTER[scale] == {name: rates[name] / 4 for name in ("learning_rate", "min_lr")}
         for run in ablations.runs(scale):
@@ -391,7 +391,8 @@ def test_what_is_timed_runs_last_and_alone(elsewhere: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Computation, "execute", execute)
     runs = [Computation(name, "laptop", dict, alone=name.startswith("cost")) for name in ("cost/1", "a", "cost/2")]
-    assert make(Runner(experiment.ROOT), [replace(table3.EXPERIMENT, runs=lambda scale: runs)], "laptop", "*", 4) == 0
+    made = replace(EXPERIMENTS["table3"], runs=lambda scale: runs)
+    assert make(Runner(experiment.ROOT), [made], "laptop", "*", 4) == 0
     assert done == [("a", "2", ""), ("cost/1", "8", ""), ("cost/2", "8", "")]
     assert all(run.alone for run in EXPERIMENTS["appendix_d"].runs("laptop"))
     assert runs[0].identity != runs[1].identity  # a time from beside others is no record of it
