@@ -14,7 +14,7 @@ import numpy as np
 from study.page import Block, Figure, Table, Text
 
 from .experiment import PAPER, Record, Training
-from .training_loss import TRAIN_TOKENS, windows
+from .training_loss import WINDOWS
 
 WITH_DIVERGED = True
 
@@ -80,10 +80,9 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     grids = losses(scale, records)
     first = next(iter(records.values()))
     config = first["config"]
-    over = windows(config["batch_size"], config["block_size"], TRAIN_TOKENS.get(config["dataset"]))
     about = (
         f"One seed, {first['parameters']:,} parameters, {config['max_iters']:,} steps. The loss is that of the last "
-        f"checkpoint over {over}, dropout off; the paper's over 200 batches at random."
+        f"checkpoint over {WINDOWS}, dropout off; the paper's over 200 batches at random."
     )
     if any(np.isnan(grid).any() for grid in grids.values()):
         return incomplete(scale, records, about)

@@ -362,23 +362,6 @@ def test_the_runs_of_micro_batches_have_the_size_of_the_others() -> None:
         assert {name: tiny[part][name] for name in names} == {name: said[name] for name in names}
 
 
-def test_no_more_windows_are_said_than_there_are() -> None:
-    class Some:
-        name = "some"
-
-        def __init__(self, size: int) -> None:
-            self.size = size
-
-        def __len__(self) -> int:
-            return self.size
-
-    for tokens, batch, block in ((1_003_854, 12, 64), (1_003_854, 64, 256), (301_966, 4, 1024)):
-        used = len(data.val_starts(Some(tokens), block, training_loss.EVALUATION_BATCHES * batch))  # type: ignore[arg-type]
-        assert re.match(rf"(all )?{used:,} windows of {block} tokens", training_loss.windows(batch, block, tokens))
-    assert training_loss.windows(12, 64, None).startswith("up to 2,400 windows")
-    assert training_loss.windows(64, 256, 1_003_854).startswith("all 3,921 windows")
-
-
 def test_what_is_timed_runs_last_and_alone(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
