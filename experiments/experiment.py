@@ -7,7 +7,9 @@ import json
 import math
 import platform
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,6 +264,15 @@ class Computation(Run):
         if not all(map(math.isfinite, found.get("final", {}).values())):
             found = {"final": {"diverged": True}}
         write(self.path, self.identity | facts | found)
+
+
+def written_by(*command: str, to: str) -> Any:
+    """What a program of this repository writes to the JSON file that its option `to` names. What it prints is in the
+    log of the computation."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        subprocess.run([sys.executable, *command, f"{to}={path}"], cwd=ROOT, check=True)
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------------------------------------------- records

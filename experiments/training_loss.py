@@ -13,7 +13,7 @@ from evaluation.perplexity import open_subject
 from runtime import checkpoint
 
 EVALUATION_BATCHES = 200  # nanoGPT's, and so the paper's, who draw them at random
-WINDOWS = f"{EVALUATION_BATCHES} batches of windows spread evenly over the training split (all of it where that is less)"
+WINDOWS = f"{EVALUATION_BATCHES} batches of windows spread evenly over the training split (all of it if that is less)"
 
 
 def saved_last(out_dir: Path, steps: int) -> bool:

@@ -211,7 +211,6 @@ def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
     assert record["final"]["loss_on_train"] == pytest.approx(record["final"]["train_loss"], rel=0.05)
 
     (elsewhere / "evaluate.py").symlink_to(ROOT / "evaluate.py")
-    monkeypatch.setattr(table3, "ROOT", elsewhere)
     evaluation = evaluation_of(run, corpus)
     assert evaluation.ready()
     evaluation.compute()
