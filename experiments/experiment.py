@@ -79,8 +79,10 @@ class Run:
         """Whether its record can be made without running it."""
         return False
 
-    def check_folder(self) -> None:
-        """Raise Mistake if the folder that it writes to holds another run, or cannot be read."""
+    def left(self) -> Result | None:
+        """What a training left in its folder; None if it did not begin. Raises Mistake if that is another run, or
+        unreadable."""
+        return None
 
     def set_aside(self) -> None:
         """Move its record, and the folder of a training, to NAME.previous, replacing what was set aside before."""
@@ -163,7 +165,6 @@ class Training(Run):
         return differences(rounded(asked), rounded(config))
 
     def left(self) -> Result | None:
-        """What its folder holds; None if no run began there. Raises Mistake if that is another run, or unreadable."""
         if not (self.out_dir / "config.json").is_file():
             return None
         try:
@@ -173,9 +174,6 @@ class Training(Run):
         if wrong := self.differences(result.facts["config"]):
             raise Mistake(f"{self.out_dir} holds a run with {'; '.join(wrong)}: move it away")
         return result
-
-    def check_folder(self) -> None:
-        self.left()
 
     def command(self) -> list[str]:
         """It goes on from a checkpoint if there is one."""
@@ -202,7 +200,7 @@ class Training(Run):
 
         Raises Mistake: with the last lines of its log if it failed; if the folder is not this run's.
         """
-        self.check_folder()
+        self.left()
         code = 0 if self.finished() else runner.call(self.command(), self.out_dir / "log.txt", (0, DIVERGED))
         record = self.made_record(gave_up=code == DIVERGED)
         if record is None or not (diverged(record) or self.finished()):
@@ -316,8 +314,7 @@ def thinned(rows: Sequence[Row], steps: int) -> dict[str, list[float | None]]:
 
 def records(runs: Sequence[Run]) -> dict[str, Record]:
     """{name: record} of those runs that have one."""
-    found = {run.name: run.record() for run in runs}
-    return {name: record for name, record in found.items() if record is not None}
+    return {run.name: record for run in runs if (record := run.record()) is not None}
 
 
 def diverged(record: Record) -> bool:
