@@ -114,8 +114,9 @@ def prepare(protocol: str, dataset: str, cfg: Config, subject: Subject) -> Job:
         prepared = open_dataset(dataset, prepare=True)
         if protocol == "lm_eval":
             raise DataError(f"lm_eval has no task for {dataset}: choose --protocol=paper or strided")
-        if (prepared.tokenizer, prepared.vocab_size) != (tokenizer.name, tokenizer.vocab_size):
-            raise DataError(f"{dataset} has {prepared.tokenizer} tokens ({prepared.vocab_size}), the model was trained "
+        theirs = prepared.tokenizer
+        if (theirs.name, theirs.vocab_size) != (tokenizer.name, tokenizer.vocab_size):
+            raise DataError(f"{dataset} has {theirs.name} tokens ({theirs.vocab_size}), the model was trained "
                             f"on {tokenizer.name} tokens ({tokenizer.vocab_size}): choose another data set")
         stream = perplexity.token_stream(prepared.split(split), tokenizer)
     elif tokenizer.end_of_text is None:

@@ -18,13 +18,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from data import open_dataset
 from data.manifest import make_folder
 from runtime.parallel import device_problems, resolve
 from runtime.recorder import commit
+from study.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 10.0  # seconds from SIGTERM, on which a run saves, to SIGKILL
@@ -100,37 +101,31 @@ def parts(tiny: bool, device: str, work: Path) -> list[Part]:
 
 def run(part: Part, limit: float, log: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """Run a part to its end or its limit: {"seconds", "end"}, "end" what became of it."""
-    begun, ends = time.monotonic(), []
-    with log.open("a") as file:
-        waiting = list(part.commands)
-        running: list[subprocess.Popen[bytes]] = []
-        while waiting or running:
-            while waiting and (part.together or not running):
-                command = [sys.executable, "-m", *waiting.pop(0)]
-                print(f"\n$ {' '.join(command)}", file=file, flush=True)
-                running.append(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-                                                env={**os.environ, **environment}, start_new_session=True))  # fmt: skip
-            late = time.monotonic() - begun > limit
-            if late:
-                waiting = []
-                for number in (signal.SIGTERM, signal.SIGKILL):
-                    end(running, number)
-            for process in [p for p in running if p.poll() is not None]:
-                running.remove(process)
-                ends.append(f"stopped after {limit:.0f} s" if late else f"exit code {process.returncode}")
-            time.sleep(0.1)
+    begun, ends = time.monotonic(), list[str]()
+    signals = {0.0: signal.SIGTERM, GRACE: signal.SIGKILL}  # by the seconds after the limit, each once
+
+    def late() -> float:
+        return time.monotonic() - begun - limit
+
+    def call(command: list[str]) -> None:
+        if late() > 0:
+            return
+        with log.open("a") as file:
+            print(f"\n$ {' '.join(command)}", file=file)
+        code = runner.call([sys.executable, "-m", *command], log, range(-64, 256))
+        ends.append(f"stopped after {limit:.0f} s" if late() > 0 else f"exit code {code}")
+
+    def tick() -> None:
+        for after in [*signals]:
+            if late() > after:
+                runner.end(signals.pop(after))
+
+    with Runner(ROOT, environment).ending_on_signals() as runner:
+        tasks = {str(i): partial(call, command) for i, command in enumerate(part.commands)}
+        jobs = len(tasks) if part.together else 1
+        runner.execute(tasks, jobs, lambda _, error: ends.append(str(error)) if error else None, tick)
     wrong = [text for text in ends if text != "exit code 0"]
     return {"seconds": round(time.monotonic() - begun, 1), "end": "; ".join(dict.fromkeys(wrong)) or "done"}
-
-
-def end(processes: list[subprocess.Popen[bytes]], number: int) -> None:
-    """Send the signal to the sessions that still run, and wait for them a while."""
-    until = time.monotonic() + GRACE
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, number)
-    while time.monotonic() < until and any(process.poll() is None for process in processes):
-        time.sleep(0.1)
 
 
 def collect(tiny: bool, work: Path, out: Path) -> dict[str, list[dict[str, Any]]]:

@@ -15,11 +15,10 @@ import torch
 
 import train
 from benchmarks.measure import own_options, write
-from benchmarks.training import new_model
+from benchmarks.training import config, new_model
 from cli import program
 from data import open_dataset
 from runtime import optimizers, parallel
-from runtime.settings import parse
 
 SETS: dict[str, tuple[str, ...]] = {
     "float32": (),
@@ -37,7 +36,6 @@ LAPTOP = ["--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--bat
 def final_loss(cfg: train.Config, half: tuple[str, ...], world: parallel.World) -> tuple[float, dict[str, float]]:
     """(validation loss after the last step, the coefficients then)."""
     dataset = open_dataset(cfg.dataset, prepare=True)
-    torch.manual_seed(cfg.seed)
     model = new_model(cfg, dataset.vocab_size).to(world.device)
     optimizer = optimizers.build(cfg, model, True, half=half)
     for step in range(1, cfg.max_iters + 1):
@@ -60,7 +58,7 @@ def main(argv: list[str]) -> None:
     for name, half in SETS.items():
         losses, coefficients = [], []
         for seed in range(1, own["seeds"] + 1):
-            cfg = parse(train.Config, [*rest, f"--seed={seed}"], train.check, "half.py")
+            cfg = config([*rest, f"--seed={seed}"], "benchmarks.half")
             loss, last = final_loss(cfg, half, parallel.World(0, 1, torch.device(cfg.device), torch.float32))
             losses.append(loss)
             coefficients.append(last)

@@ -1,4 +1,5 @@
-"""Results of the benchmarks as tables: on the terminal, and in docs/BENCHMARKS.md from benchmarks/results/.
+"""Results of the benchmarks as tables: on the terminal, and in docs/BENCHMARKS.md from benchmarks/results/. With it
+docs/SCALE.md's table of memory, which is counted (runtime/memory.py).
 
     python -m benchmarks.table
 """
@@ -11,9 +12,9 @@ from typing import Any
 
 from benchmarks.measure import RESULTS, own_options
 from cli import program
+from runtime import memory
 
-DOC = Path(__file__).resolve().parents[1] / "docs" / "BENCHMARKS.md"
-BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 PEERS = {  # what the names in iteration_peers.jsonl stand for
     "ours_adamw": "ours, fused AdamW, bfloat16, compiled",
     "ours_mada_profile": "ours, MADA, all six learned, bfloat16, compiled",
@@ -148,12 +149,18 @@ def tables() -> str:
     return "\n".join(parts[1:])
 
 
+def rewrite(path: Path, mark: str, text: str) -> None:
+    """Put a text between the marks of a page."""
+    whole, begin, end = path.read_text(encoding="utf-8"), f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    head, tail = whole[: whole.index(begin) + len(begin)], whole[whole.index(end) :]
+    path.write_text(f"{head}\n{text}\n{tail}", encoding="utf-8")
+
+
 @program("benchmarks.table")
 def main(argv: list[str]) -> None:
     own_options(__doc__, argv, {}, more=False)
-    text = DOC.read_text(encoding="utf-8")
-    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    DOC.write_text(f"{head}\n{tables()}\n\n{tail}", encoding="utf-8")
+    rewrite(DOCS / "BENCHMARKS.md", "benchmarks", f"{tables()}\n")
+    rewrite(DOCS / "SCALE.md", "memory", "\n".join(memory.table()))
 
 
 if __name__ == "__main__":

@@ -75,12 +75,10 @@ class Dataset:
         self.manifest: dict[str, Any] = manifests.read_manifest(folder)
         try:
             self.name: str = self.manifest["name"]
-            self._tokenizer = from_manifest(self.manifest, folder / "manifest.json")
+            self.tokenizer = from_manifest(self.manifest, folder / "manifest.json")
         except (KeyError, TypeError) as e:
             raise DataError(f"{folder / 'manifest.json'} lacks or garbles the entry {e}: {AGAIN}") from None
-        self.tokenizer: str = self._tokenizer.name
-        self.vocab_size: int = self._tokenizer.vocab_size
-        self.end_of_text: int | None = self._tokenizer.end_of_text
+        self.vocab_size: int = self.tokenizer.vocab_size
 
     def split(self, name: str) -> Tokens:
         """The tokens of one split. Raises DataError where the set has no such split, or an empty one."""
@@ -97,13 +95,6 @@ class Dataset:
     @cached_property
     def val(self) -> Tokens:
         return self.split("val")
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text. Raises DataError for a character that a character-level set does not have."""
-        return self._tokenizer.encode(text).tolist()
-
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids)
 
 
 def open_dataset(name: str, prepare: bool = False, verify: bool = False) -> Dataset:

@@ -1,7 +1,7 @@
 """Text to ids and back: characters of a fixed vocabulary, or GPT-2's byte-pair encoding."""
 
 import os
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,21 +48,17 @@ class GPT2Tokenizer:
     vocab_size = 50257
     end_of_text: int | None = 50256
 
-    @cached_property
-    def _encoding(self) -> "tiktoken.Encoding":  # only when used: training on ids alone needs no tokenizer
-        return gpt2_encoding()
-
     def encode(self, text: str) -> np.ndarray:
         """uint16 (tokens,); special tokens are text like any other."""
         try:
-            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+            ids = gpt2_encoding().encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # half a surrogate pair, which JSON allows: U+FFFD, as in tiktoken's encode_ordinary
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+            ids = gpt2_encoding().encode_to_numpy(text, disallowed_special=())
         return ids.astype(DTYPE)
 
     def decode(self, ids: list[int]) -> str:
-        return self._encoding.decode(ids)
+        return gpt2_encoding().decode(ids)
 
 
 Tokenizer = CharTokenizer | GPT2Tokenizer
@@ -92,7 +88,8 @@ def from_manifest(manifest: dict[str, Any], path: Path) -> Tokenizer:
 
 @cache
 def gpt2_encoding() -> "tiktoken.Encoding":
-    """tiktoken's `gpt2`, from TIKTOKEN_CACHE_DIR or DATA_MIRROR/tiktoken_cache where there is one.
+    """tiktoken's `gpt2`, from TIKTOKEN_CACHE_DIR or DATA_MIRROR/tiktoken_cache where there is one. Called where a text
+    is read or written: training on ids alone needs no tokenizer.
 
     Raises:
         DataError: its two files are neither cached nor to be downloaded.

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data import DataError, Tokens, open_dataset
 from data.manifest import file_sha256
-from data.tokenizer import GPT2Tokenizer, Tokenizer, from_manifest
+from data.tokenizer import GPT2Tokenizer, Tokenizer
 from model import GPT
 from runtime import checkpoint, huggingface
 from runtime.checkpoint import CheckpointError
@@ -241,8 +241,7 @@ def open_subject(out_dir: str, which: str = "best", weights: str | None = None) 
         facts = {name: getattr(chosen, name) for name in ("step", "val_loss", "sha256")}
         facts = {"checkpoint": chosen.path.name} | facts
         if model.config.vocab_size != tokenizer.vocab_size:  # GPT-2's tokenizer does not need the data set
-            prepared = open_dataset(dataset, prepare=True)
-            tokenizer = from_manifest(prepared.manifest, prepared.folder / "manifest.json")
+            tokenizer = open_dataset(dataset, prepare=True).tokenizer
     return Subject(model, tokenizer, dataset, facts, record)
 
 

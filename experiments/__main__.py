@@ -164,7 +164,7 @@ def show_commands(runner: Runner, absent: Sequence[Run]) -> int:
             print(f"\n# {run.name}: when the run that it builds on is finished")
             continue
         try:
-            run.check_folder()
+            run.left()
             if run.finished():
                 run.execute(runner)
                 print(f"recorded {run.name}")

@@ -1,4 +1,7 @@
-"""Ablations that the paper does not have, or only mentions: what MADA is without one of its parts."""
+"""Ablations, and MADA from other corners
+
+Which parts of MADA matter, and does where it starts?
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +11,10 @@ from runtime.figure import COEFFICIENTS
 from study.page import Block, Table, Text
 from study.statistics import loss_cells, mean
 
-from .experiment import Computation, Experiment, Record, Run, Training, by_seed, final_losses
+from .experiment import Computation, Record, Run, Training, by_seed, final_losses
 from .microbatch import train
+
+SCALES = ("laptop", "gpu")
 
 RATE = 2.5e-3  # config/shakespeare_char.py learns every coefficient at this rate
 
@@ -60,11 +65,11 @@ TINY = {  # config/shakespeare_char.py with config/tiny.py, for the runs that tr
     "optimizer": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "max_grad_norm": 1.0, "hyper_lr": rates(),
                   "hyper_momentum": dict.fromkeys((name for name in COEFFICIENTS if name != "gamma"), 0.5)},
 }  # fmt: skip
-SCALES = {"laptop": ("tiny", (1, 2, 3), 0.5), "gpu": ("gpu", (1, 2, 3), 1.0)}  # overlay, seeds, minutes a run
+SIZES = {"laptop": ("tiny", (1, 2, 3), 0.5), "gpu": ("gpu", (1, 2, 3), 1.0)}  # overlay, seeds, minutes a run
 
 
 def runs(scale: str) -> Sequence[Run]:
-    overlay, seeds, minutes = SCALES[scale]
+    overlay, seeds, minutes = SIZES[scale]
     found: list[Run] = []
     for seed in seeds:
         for name, variant in VARIANTS.items():
@@ -110,10 +115,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         ),
         Table(header, rows),
     ]
-
-
-EXPERIMENT = Experiment(
-    "ablations", "Ablations, and MADA from other corners",
-    "Which parts of MADA matter, and does where it starts?", runs, show,
-    scales=("laptop", "gpu"),
-)  # fmt: skip

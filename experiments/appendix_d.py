@@ -1,16 +1,16 @@
-"""Appendix D: what MADA costs in time and memory, at two batch sizes."""
+"""Appendix D: time and memory
 
-import json
-import subprocess
-import sys
-import tempfile
+What does an iteration with MADA cost, and how does that change with the batch?
+"""
+
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from study.page import Block, Table, Text
 
-from .experiment import PAPER, ROOT, Computation, Experiment, Record
+from .experiment import PAPER, Computation, Record, written_by
+
+SCALES = ("laptop", "gpu")
 
 LABELS = {"adamw": "AdamW, torch's fused", "adam": "Adam", "mada": "MADA", "mada_without_lion": "MADA without Lion"}
 GPT2 = ("config/gpt2_mada.py", "--device=cuda")
@@ -38,12 +38,8 @@ def runs(scale: str) -> Sequence[Computation]:
 
 def measure(settings: Mapping[str, Any]) -> Record:
     """What benchmarks.iteration finds, each optimizer beside the others in one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "iteration.json"
-        own = [f"--only={','.join(LABELS)}", "--seconds=40", f"--out={out}"]
-        command = [sys.executable, "-m", "benchmarks.iteration", *settings["arguments"], *own]
-        subprocess.run(command, cwd=ROOT, check=True)
-        return json.loads(out.read_text(encoding="utf-8"))
+    command = ["-m", "benchmarks.iteration", *settings["arguments"], f"--only={','.join(LABELS)}", "--seconds=40"]
+    return written_by(*command, to="--out")
 
 
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
@@ -75,10 +71,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         ),
         Table(header, rows),
     ]
-
-
-EXPERIMENT = Experiment(
-    "appendix_d", "Appendix D: time and memory",
-    "What does an iteration with MADA cost, and how does that change with the batch?", runs, show,
-    scales=("laptop", "gpu"),
-)  # fmt: skip

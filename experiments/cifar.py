@@ -2,10 +2,8 @@
 
 import io
 import itertools
-import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.download import mirrored
 from optim import build_optimizer
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images, per channel
@@ -27,8 +26,7 @@ def images(train: int = TRAIN) -> tuple[Tensor, Tensor, str]:
     """
     from PIL import Image
 
-    path = Path(os.environ.get("DATA_MIRROR", "")) / MIRROR
-    if os.environ.get("DATA_MIRROR") and path.is_file():
+    if path := mirrored(MIRROR):
         archive = np.load(path)
         data, ends = archive["jpeg"].tobytes(), [*itertools.pairwise(archive["offsets"].tolist())]
         pictures = [Image.open(io.BytesIO(data[a:b])) for a, b in ends[:train] + ends[TRAIN:]]

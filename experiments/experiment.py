@@ -7,7 +7,9 @@ import json
 import math
 import platform
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +79,10 @@ class Run:
         """Whether its record can be made without running it."""
         return False
 
-    def check_folder(self) -> None:
-        """Raise Mistake if the folder that it writes to holds another run, or cannot be read."""
+    def left(self) -> Result | None:
+        """What a training left in its folder; None if it did not begin. Raises Mistake if that is another run, or
+        unreadable."""
+        return None
 
     def set_aside(self) -> None:
         """Move its record, and the folder of a training, to NAME.previous, replacing what was set aside before."""
@@ -161,7 +165,6 @@ class Training(Run):
         return differences(rounded(asked), rounded(config))
 
     def left(self) -> Result | None:
-        """What its folder holds; None if no run began there. Raises Mistake if that is another run, or unreadable."""
         if not (self.out_dir / "config.json").is_file():
             return None
         try:
@@ -171,9 +174,6 @@ class Training(Run):
         if wrong := self.differences(result.facts["config"]):
             raise Mistake(f"{self.out_dir} holds a run with {'; '.join(wrong)}: move it away")
         return result
-
-    def check_folder(self) -> None:
-        self.left()
 
     def command(self) -> list[str]:
         """It goes on from a checkpoint if there is one."""
@@ -200,7 +200,7 @@ class Training(Run):
 
         Raises Mistake: with the last lines of its log if it failed; if the folder is not this run's.
         """
-        self.check_folder()
+        self.left()
         code = 0 if self.finished() else runner.call(self.command(), self.out_dir / "log.txt", (0, DIVERGED))
         record = self.made_record(gave_up=code == DIVERGED)
         if record is None or not (diverged(record) or self.finished()):
@@ -264,6 +264,15 @@ class Computation(Run):
         write(self.path, self.identity | facts | found)
 
 
+def written_by(*command: str, to: str) -> Any:
+    """What a program of this repository writes to the JSON file that its option `to` names. What it prints is in the
+    log of the computation."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        subprocess.run([sys.executable, *command, f"{to}={path}"], cwd=ROOT, check=True)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
 # ---------------------------------------------------------------------------------------------------------- records
 
 
@@ -305,8 +314,7 @@ def thinned(rows: Sequence[Row], steps: int) -> dict[str, list[float | None]]:
 
 def records(runs: Sequence[Run]) -> dict[str, Record]:
     """{name: record} of those runs that have one."""
-    found = {run.name: run.record() for run in runs}
-    return {name: record for name, record in found.items() if record is not None}
+    return {run.name: record for run in runs if (record := run.record()) is not None}
 
 
 def diverged(record: Record) -> bool:
@@ -339,14 +347,15 @@ def final_losses(found: Mapping[str, Mapping[int, Record]], kind: str) -> dict[s
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table or figure of the paper, or a question of our own.
+    """One table or figure of the paper, or a question of our own: a module of this package.
 
+    title, question       the first two paragraphs of its docstring
     runs(scale)           what it needs, at one of its scales
-    scales                at which it has runs
     show(scale, records)  blocks of the report from {name: record}, never called without a record
-    exact                 done as in the paper, at no smaller scale: a laptop is enough
-    with_diverged         whether show() takes records of runs that diverged, too
-    in_all                whether `run all` makes its runs; otherwise it is asked for by its name
+    scales                SCALES of the module: where it has runs
+    exact                 EXACT: done as in the paper, at no smaller scale: a laptop is enough
+    with_diverged         WITH_DIVERGED: whether show() takes records of runs that diverged, too
+    in_all                IN_ALL: whether `run all` makes its runs; otherwise it is asked for by its name
     """
 
     name: str
@@ -358,6 +367,13 @@ class Experiment:
     exact: bool = False
     with_diverged: bool = False
     in_all: bool = True
+
+    @staticmethod
+    def of(module: Any) -> Experiment:
+        title, question = (" ".join(part.split()) for part in module.__doc__.split("\n\n")[:2])
+        said = {key: vars(module)[key.upper()] for key in ("scales", "exact", "with_diverged", "in_all")
+                if key.upper() in vars(module)}  # fmt: skip
+        return Experiment(module.__name__.rpartition(".")[2], title, question, module.runs, module.show, **said)
 
     def runs_at(self, scale: str) -> Sequence[Run]:
         """Its runs; none where that scale is not its own."""

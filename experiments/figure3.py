@@ -1,4 +1,7 @@
-"""Figures 3 and 4: validation and training losses against steps."""
+"""Figures 3 and 4: losses against steps
+
+Does MADA reach a given loss earlier than the fixed optimizers?
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +11,7 @@ import numpy as np
 from study.page import COLORS, Block, Figure
 
 from . import language
-from .experiment import Experiment, Record, Training
+from .experiment import Record, Training
 
 KEYS = ("adam", "hyperadam", "mada", "mada_shakespeare", "mada_rho0", "avgrad", "adan", "lion", "mada_poor",
         "adam_poor")  # fmt: skip
@@ -68,9 +71,3 @@ def curve(record: Record, which: str) -> tuple[np.ndarray, np.ndarray]:
               if step and value is not None]  # fmt: skip
     steps, values = zip(*points, strict=True)
     return np.array(steps), np.array(values)
-
-
-EXPERIMENT = Experiment(
-    "figure3", "Figures 3 and 4: losses against steps",
-    "Does MADA reach a given loss earlier than the fixed optimizers?", runs, show,
-)  # fmt: skip

@@ -1,4 +1,7 @@
-"""Figures 5 to 7: how the six coefficients move."""
+"""Figures 5 to 7: the coefficients
+
+Where do the coefficients go, from three starting points?
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +11,7 @@ from study.page import Block, Figure, Table, Text
 from study.statistics import mean_and_spread
 
 from . import language
-from .experiment import PAPER, Experiment, Record, Training
+from .experiment import PAPER, Record, Training
 
 TITLES = {
     "mada_rho0": "Figure 5: from (0.9, 0.95, 0)",
@@ -68,9 +71,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         Text(f"{language.about(records)} Each cell: start to end, mean and standard deviation over seeds."),
         Table(["run", "n", *COEFFICIENTS, "the paper says"], rows),
     ]
-
-
-EXPERIMENT = Experiment(
-    "figure5", "Figures 5 to 7: the coefficients",
-    "Where do the coefficients go, from three starting points?", runs, show,
-)  # fmt: skip

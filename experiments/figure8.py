@@ -1,4 +1,9 @@
-"""Figure 8: the final training loss over a grid of initial (beta1, beta2), for Adam, HyperAdam and MADA."""
+"""Figure 8: robustness to the initial coefficients
+
+Is MADA's final training loss flatter over the initial (beta1, beta2) than Adam's and HyperAdam's?
+
+The final training loss over a grid of initial (beta1, beta2), for Adam, HyperAdam and MADA.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,8 +13,10 @@ import numpy as np
 
 from study.page import Block, Figure, Table, Text
 
-from .experiment import PAPER, Experiment, Record, Training
-from .training_loss import TRAIN_TOKENS, windows
+from .experiment import PAPER, Record, Training
+from .training_loss import WINDOWS
+
+WITH_DIVERGED = True
 
 CONFIGS = {"Adam": "shakespeare_char_adam", "HyperAdam": "shakespeare_char_hyperadam", "MADA": "shakespeare_char"}
 # beta2 starts at 0.501, where MADA's box begins; the paper's grid starts at 0.5.
@@ -73,10 +80,9 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     grids = losses(scale, records)
     first = next(iter(records.values()))
     config = first["config"]
-    over = windows(config["batch_size"], config["block_size"], TRAIN_TOKENS.get(config["dataset"]))
     about = (
         f"One seed, {first['parameters']:,} parameters, {config['max_iters']:,} steps. The loss is that of the last "
-        f"checkpoint over {over}, dropout off; the paper's over 200 batches at random."
+        f"checkpoint over {WINDOWS}, dropout off; the paper's over 200 batches at random."
     )
     if any(np.isnan(grid).any() for grid in grids.values()):
         return incomplete(scale, records, about)
@@ -141,10 +147,3 @@ def draw(
 
 def cell(loss: float) -> str:
     return "diverged" if np.isinf(loss) else f"{loss:.4f}"
-
-
-EXPERIMENT = Experiment(
-    "figure8", "Figure 8: robustness to the initial coefficients",
-    "Is MADA's final training loss flatter over the initial (beta1, beta2) than Adam's and HyperAdam's?",
-    runs, show, with_diverged=True,
-)  # fmt: skip

@@ -1,4 +1,8 @@
-"""Figure 9: the convex problem on which Adam fails, and which MADA leaves Adam for."""
+"""Figure 9: a convex problem on which Adam fails
+
+Started at Adam, does MADA find the optimizer that reaches the optimum, and what does the order of its two updates have
+to do with it?
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,10 @@ from typing import Any
 from study.page import COLORS, Block, Figure, Table, Text
 
 from .convex import UNROLLED, Runner, simulate
-from .experiment import Computation, Experiment, Record
+from .experiment import Computation, Record
+
+SCALES = ("laptop",)
+EXACT = True
 
 FIXED = {"beta1": 0.9, "beta2": 0.99}
 LEARNED = {"beta3": 0.1, "rho": 0.1, "c": 0.1}  # beta1, beta2 and gamma rest, as in the authors' released code
@@ -90,15 +97,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         Figure("figure9", "Average regret, x and rho. Dashed: runs that the paper does not have.", draw, (10, 4)),
         Table(header, rows),
     ]  # fmt: skip
-
-
-EXPERIMENT = Experiment(
-    "figure9",
-    "Figure 9: a convex problem on which Adam fails",
-    "Started at Adam, does MADA find the optimizer that reaches the optimum, and what does the order of its two "
-    "updates have to do with it?",
-    runs,
-    show,
-    scales=("laptop",),
-    exact=True,
-)

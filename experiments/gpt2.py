@@ -1,4 +1,9 @@
-"""GPT-2 124M with every optimizer for a few hundred steps: all that one GPU has time for, at the paper's own size."""
+"""GPT-2 124M, 300 steps
+
+At the paper's size, how far does each optimizer get in the first few hundred steps?
+
+All that one GPU has time for, at the paper's own size.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +11,9 @@ from study.page import Block, Table, Text
 from study.statistics import loss_cells
 
 from . import figure3, language
-from .experiment import Experiment, Record, Training, final_losses
+from .experiment import Record, Training, final_losses
+
+SCALES = ("gpu",)
 
 KEYS = ("adam", "adan", "hyperadam", "lion", "avgrad", "mada", "mada_rho0")
 SEEDS = (1,)
@@ -46,10 +53,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         Table(header, rows),
         figure3.losses("gpt2", found),
     ]
-
-
-EXPERIMENT = Experiment(
-    "gpt2", "GPT-2 124M, 300 steps",
-    "At the paper's size, how far does each optimizer get in the first few hundred steps?", runs, show,
-    scales=("gpu",),
-)  # fmt: skip

@@ -1,5 +1,7 @@
 """Placebos: does a hypergradient tell a better optimizer from noise?
 
+Does Adam's weight fall for a corner that is worth nothing as readily as for a real one?
+
 Adam stands at one end of a mixture and at the other an optimizer of MADA's family, or in its place a placebo that is
 worth nothing. The weight w of Adam starts at 0.95 and is learned as MADA learns its coefficients. If w leaves Adam for
 the placebo as readily, its drift is no evidence for the other end.
@@ -24,8 +26,11 @@ from study.page import Block, Table, Text
 from study.statistics import Losses, mean, mean_and_spread, paired, pooled
 
 from . import small
-from .experiment import Computation, Experiment, Record
+from .experiment import Computation, Record
 from .microbatch import STILL
+
+SCALES = ("laptop",)
+IN_ALL = False
 
 START, EVERY = 0.95, 20  # of w; steps between two finite comparisons
 HYPER_LR = 0.25  # h is about 0.005: at the paper's 0.0025 w would take 100,000 steps from one end to the other
@@ -230,10 +235,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         ),
         Table(header, rows),
     ]
-
-
-EXPERIMENT = Experiment(
-    "placebo", "Placebos: does a hypergradient tell a better optimizer from noise?",
-    "Does Adam's weight fall for a corner that is worth nothing as readily as for a real one?", runs, show,
-    scales=("laptop",), in_all=False,
-)  # fmt: skip

@@ -1,4 +1,7 @@
-"""Proposition 1 put to the test: rho_t <= 1 / (t (1 - beta2) + 1) keeps the effective learning rate from rising."""
+"""Proposition 1: when the effective learning rate cannot rise
+
+Does rho_t <= 1 / (t (1 - beta2) + 1) keep the effective learning rate of the interpolated optimizer from rising?
+"""
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +13,10 @@ from torch import Tensor
 from optim import AVGrad
 from study.page import Block, Table, Text
 
-from .experiment import Computation, Experiment, Record
+from .experiment import Computation, Record
+
+SCALES = ("laptop",)
+EXACT = True
 
 Q = namedtuple("Q", "beta1 beta2 eps")
 
@@ -91,10 +97,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             "learning rate even AVGrad's effective rate can rise."
         ),
     ]
-
-
-EXPERIMENT = Experiment(
-    "proposition1", "Proposition 1: when the effective learning rate cannot rise",
-    "Does rho_t <= 1 / (t (1 - beta2) + 1) keep the effective learning rate of the interpolated optimizer from rising?",
-    runs, show, scales=("laptop",), exact=True,
-)  # fmt: skip

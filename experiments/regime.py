@@ -1,4 +1,9 @@
-"""Figures 5 to 7 at three batch sizes, beside the authors' coefficients: is it the batch that decides their signs?"""
+"""Figures 5 to 7 at larger batches
+
+Is it the size of the batch that decides where the coefficients go?
+
+At three batch sizes, beside the authors' coefficients.
+"""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -9,8 +14,11 @@ from study.page import Block, Figure, Table, Text
 from study.statistics import mean, paired, pooled
 
 from . import language
-from .experiment import PAPER, Experiment, Record, Training, by_seed, final_losses
+from .experiment import PAPER, Record, Training, by_seed, final_losses
 from .figure5 import TITLES
+
+SCALES = ("laptop",)
+IN_ALL = False
 
 STARTS = ("mada_rho0", "mada_poor", "mada")  # of figures 5, 6, 7
 BASELINES = ("adam", "avgrad", "adam_poor")  # what they are compared with
@@ -214,10 +222,3 @@ def figure(found: Found, steps: int) -> Figure:
 
     caption = f"Coefficients against steps, one line a seed; the authors' first {steps} steps in black."
     return Figure("regime", caption, draw, (9.5, 0.6 + 1.7 * len(found)))
-
-
-EXPERIMENT = Experiment(
-    "regime", "Figures 5 to 7 at larger batches",
-    "Is it the size of the batch that decides where the coefficients go?", runs, show,
-    in_all=False, scales=("laptop",),
-)  # fmt: skip

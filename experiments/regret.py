@@ -1,6 +1,9 @@
-"""Robustness as regret: how far above the best tuned constants an optimizer ends, over starts and learning rates.
+"""Robustness as regret
 
-In the place of figure 8's share of an area, whose two constants decide its order, and on the validation loss.
+From a poor start, how much worse than tuned constants does each optimizer end?
+
+How far above the best tuned constants an optimizer ends, over starts and learning rates, on the validation loss: in the
+place of figure 8's share of an area, whose two constants decide its order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +16,10 @@ from optim import build_optimizer
 from study.page import COLORS, Block, Figure, Table, Text
 
 from . import small
-from .experiment import Computation, Experiment, Record
+from .experiment import Computation, Record
+
+SCALES = ("laptop",)
+IN_ALL = False
 
 BETA1S, BETA2S = (0.1, 0.5, 0.8, 0.9, 0.97), (0.6, 0.9, 0.97, 0.99)
 RATES = (2e-3, 4e-3, 8e-3, 16e-3)  # Adam's, tuned, is the third
@@ -90,10 +96,3 @@ def quantiles(found: Sequence[float]) -> list[str]:
     ordered = sorted(found)
     at = [ordered[round(q * (len(ordered) - 1))] for q in (0.5, 0.9, 1.0)]
     return ["diverged" if np.isinf(value) else f"{value:+.4f}" for value in at]
-
-
-EXPERIMENT = Experiment(
-    "regret", "Robustness as regret",
-    "From a poor start, how much worse than tuned constants does each optimizer end?", runs, show,
-    scales=("laptop",), in_all=False,
-)  # fmt: skip

@@ -1,4 +1,7 @@
-"""Ten seeds for the question that three cannot answer: is learning the coefficients better than keeping them?"""
+"""Ten seeds: is learning better than keeping?
+
+Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +10,10 @@ from study.page import COLORS, Block, Figure, Table, Text
 from study.statistics import differences, paired
 
 from . import language
-from .experiment import Experiment, Record, Training, final_losses
+from .experiment import Record, Training, final_losses
+
+SCALES = ("laptop",)
+IN_ALL = False
 
 SEEDS = range(1, 11)  # the first three are table 2's
 KEYS = ("adam", "mada_shakespeare", "avgrad", "mada_rho0", "mada", "adam_999")
@@ -52,10 +58,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     caption = "Each dot a seed; bars: 95% confidence interval of the mean. Left of 0, the first of the pair is better."
     about = f"{language.about(records)} The first three seeds are table 2's. p is not corrected for {len(PAIRS)} pairs."
     return [Text(about), Table(header, rows), Figure("seeds", caption, draw, (9, 3.6))]
-
-
-EXPERIMENT = Experiment(
-    "seeds", "Ten seeds: is learning better than keeping?",
-    "Started at Adam or at AVGrad, does MADA end below the optimizer that stays there?", runs, show,
-    scales=("laptop",), in_all=False,
-)  # fmt: skip

@@ -1,4 +1,7 @@
-"""Tables 2, 6 and 7: the validation loss of every optimizer."""
+"""Tables 2, 6 and 7: validation losses
+
+Does MADA end below Adam and the other fixed optimizers, also from poor coefficients?
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +9,7 @@ from study.page import Block, Table, Text
 from study.statistics import Losses, loss_cells, paired, pooled
 
 from . import language
-from .experiment import Experiment, Record, Training, final_losses
+from .experiment import Record, Training, final_losses
 
 # First what the question is about, so that an interrupted run of all has it.
 KEYS = ("adam", "mada_shakespeare", "mada", "hyperadam", "mada_rho0", "avgrad", "adan", "lion", "mada_poor",
@@ -60,9 +63,3 @@ def between(losses: Mapping[str, Mapping[str, Losses]]) -> Sequence[Block]:
     header = ["pair", "n", "validation loss", "training loss", "paper's validation loss"]
     words = "What learning adds, and what fixing its result does, paired over seeds:"
     return [Text(words), Table(header, rows)] if rows else []
-
-
-EXPERIMENT = Experiment(
-    "table2", "Tables 2, 6 and 7: validation losses",
-    "Does MADA end below Adam and the other fixed optimizers, also from poor coefficients?", runs, show,
-)  # fmt: skip

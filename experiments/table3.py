@@ -1,18 +1,20 @@
-"""Tables 3, 6 and 7: perplexity on three texts, under the paper's protocol (see evaluate.py for others)."""
+"""Tables 3, 6 and 7: perplexities
 
-import json
-import subprocess
-import sys
-import tempfile
+Does what MADA gains on its own text carry over to others?
+
+Under the paper's protocol (see evaluate.py for others).
+"""
+
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from study.page import Block, Table, Text
 from study.statistics import mean_and_spread
 
 from . import language
-from .experiment import PAPER, ROOT, Computation, Experiment, Record, Run
+from .experiment import PAPER, Computation, Record, Run, written_by
+
+SCALES = ("laptop", "paper")
 
 OTHERS = ("wikitext2", "lambada")
 KEYS = ("adam", "adan", "hyperadam", "lion", "avgrad", "mada", "mada_fs", "mada_poor", "adam_poor", "mada_rho0",
@@ -33,12 +35,10 @@ def runs(scale: str) -> Sequence[Run]:
 
 def perplexities(settings: Mapping[str, Any]) -> Record:
     """The rows of evaluate.py for the newest checkpoint of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "perplexity.json"
-        command = [sys.executable, "evaluate.py", f"--out_dir={settings['out_dir']}", "--which=newest",
-                   f"--protocol={settings['protocol']}", f"--dataset={','.join(settings['datasets'])}", f"--json={out}"]
-        subprocess.run(command, cwd=ROOT, check=True)  # what it prints is in the log of the computation
-        rows = {row["dataset"]: row for row in json.loads(out.read_text(encoding="utf-8"))["rows"]}
+    found = written_by("evaluate.py", f"--out_dir={settings['out_dir']}", "--which=newest",
+                       f"--protocol={settings['protocol']}", f"--dataset={','.join(settings['datasets'])}",
+                       to="--json")  # fmt: skip
+    rows = {row["dataset"]: row for row in found["rows"]}
     keep = ("dataset", "split", "perplexity", "tokens", "windows", "window", "dtype")
     return {"rows": [{key: rows[name][key] for key in keep} for name in settings["datasets"]]}
 
@@ -65,10 +65,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     if scale == "laptop":
         note += " These models are too small and too shortly trained to say more than that the machinery works."
     return [Text(note), Table(header, lines)] if lines else [Text("Trained, not evaluated yet.")]
-
-
-EXPERIMENT = Experiment(
-    "table3", "Tables 3, 6 and 7: perplexities",
-    "Does what MADA gains on its own text carry over to others?", runs, show,
-    scales=("laptop", "paper"),
-)  # fmt: skip

@@ -1,4 +1,7 @@
-"""Table 4: the training loss after fine-tuning on Shakespeare."""
+"""Table 4: fine-tuning
+
+Does MADA fit a new text better, starting from trained weights?
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +10,10 @@ from study.page import Block, Table, Text
 from study.statistics import loss_cells
 
 from . import language, small
-from .experiment import PAPER, ROOT, Computation, Experiment, Record, Run, Training, by_seed, final_losses
-from .training_loss import EVALUATION_BATCHES, TRAIN_TOKENS, mean_loss, windows
+from .experiment import PAPER, ROOT, Computation, Record, Run, Training, by_seed, final_losses
+from .training_loss import EVALUATION_BATCHES, WINDOWS, mean_loss
+
+SCALES = ("laptop", "paper")
 
 SIX = ("beta1", "beta2", "beta3", "rho", "c", "gamma")
 RATES = {name: 1e-4 if name in ("beta1", "beta2") else 2e-2 for name in SIX}  # config/gpt2_mada.py says why these
@@ -17,7 +22,6 @@ OPTIONS: dict[str, dict[str, Any]] = {  # MADA starts at Adam, as in config/fine
     "adam": {},
     "hyperadam": {"hyper_lr": {name: RATES[name] for name in ("beta1", "beta2")}},
 }
-START = "MADA starts at Adam (beta3 = 0, rho = 1), as the paper's other runs on Shakespeare."
 LABELS = {"mada": "MADA", "adam": "Adam", "hyperadam": "HyperAdam"}
 BASE = "words/adam-1"  # of table 3
 SEEDS = (1, 2, 3)
@@ -74,34 +78,22 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     first = next(record for seeds in tuned.values() for record in seeds.values())
     about = in_the_large(first) if "config" in first else in_the_small(first)
     return [
-        Text(f"{about}. The paper fine-tunes 1.5 billion parameters for about 2 epochs; it says neither at what rate "
-             "(nanoGPT's recipe, 20 steps at 3e-5, cannot reach such losses) nor where MADA starts."),
+        Text(f"{about} MADA starts at Adam (beta3 = 0, rho = 1), as the paper's other runs on Shakespeare. The loss is "
+             f"over {WINDOWS}. The paper fine-tunes 1.5 billion parameters for about 2 epochs; it says neither at what "
+             "rate (nanoGPT's recipe, 20 steps at 3e-5, cannot reach such losses) nor where MADA starts."),
         Table(["optimizer", "n", "training loss", "minus Adam's", "paper"], rows),
     ]  # fmt: skip
 
 
 def in_the_large(record: Record) -> str:
-    config = record["config"]
-    over = windows(config["batch_size"], config["block_size"], TRAIN_TOKENS.get(config["dataset"]))
-    return (
-        f"From the weights of {config['weights']}: {language.about({'': record})} {START} The loss is over {over}"
-    )
+    return f"From the weights of {record['config']['weights']}: {language.about({'': record})}"
 
 
 def in_the_small(record: Record) -> str:
     settings = record["settings"]
-    over = windows(settings["batch_size"], 128, record["tokens"])
     epochs = settings["steps"] * settings["batch_size"] * 128 / record["tokens"]
     return (
         f"Not GPT-2 XL: a model of {record['parameters']:,} parameters, trained here with Adam (table 3's) and "
         f"fine-tuned on {epochs:.2f} epochs of Shakespeare in GPT-2's tokens at a constant "
-        f"{settings['learning_rate']:g}; its loss before was {record['final']['before']:.3f}. {START} The loss is over "
-        f"{over}"
+        f"{settings['learning_rate']:g}; its loss before was {record['final']['before']:.3f}."
     )
-
-
-EXPERIMENT = Experiment(
-    "table4", "Table 4: fine-tuning",
-    "Does MADA fit a new text better, starting from trained weights?", runs, show,
-    scales=("laptop", "paper"),
-)  # fmt: skip

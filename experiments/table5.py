@@ -1,4 +1,7 @@
-"""Table 5: test accuracy on CIFAR-10 of a 5-layer CNN and of ResNet-9."""
+"""Table 5: CIFAR-10
+
+Does MADA help outside of language, on a small CNN and on ResNet-9?
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +10,7 @@ from study.page import Block, Table, Text
 from study.statistics import loss_cells
 
 from .cifar import TRAIN, train
-from .experiment import PAPER, Computation, Experiment, Record, by_seed, final_losses
+from .experiment import PAPER, Computation, Record, by_seed, final_losses
 
 LABELS = {"mada": "MADA", "adam": "Adam", "hyperadam": "HyperAdam", "sgd": "SGD, momentum 0.9"}
 # The paper does not give the betas and eps of these runs; 0.99 is the largest beta2 that MADA can learn.
@@ -79,9 +82,3 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         ),
         Table(header, rows),
     ]
-
-
-EXPERIMENT = Experiment(
-    "table5", "Table 5: CIFAR-10",
-    "Does MADA help outside of language, on a small CNN and on ResNet-9?", runs, show,
-)  # fmt: skip

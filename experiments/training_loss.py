@@ -13,7 +13,7 @@ from evaluation.perplexity import open_subject
 from runtime import checkpoint
 
 EVALUATION_BATCHES = 200  # nanoGPT's, and so the paper's, who draw them at random
-TRAIN_TOKENS = {"shakespeare_char": 1_003_854, "shakespeare": 301_966}  # as their prepare.py asserts
+WINDOWS = f"{EVALUATION_BATCHES} batches of windows spread evenly over the training split (all of it if that is less)"
 
 
 def saved_last(out_dir: Path, steps: int) -> bool:
@@ -35,14 +35,6 @@ def training_loss(out_dir: Path) -> float:
     model = open_subject(str(out_dir), "newest").model.to(device)
     tokens, B, T = open_dataset(config["dataset"]).train, config["batch_size"], config["block_size"]
     return mean_loss(model, tokens, val_starts(tokens, T, EVALUATION_BATCHES * B), B)
-
-
-def windows(batch_size: int, block_size: int, tokens: int | None) -> str:
-    """The windows of `training_loss` in words, for a training split of so many tokens (None: not known)."""
-    asked = EVALUATION_BATCHES * batch_size
-    used = asked if tokens is None else min(asked, (tokens - 1) // block_size)
-    number = f"up to {used:,}" if tokens is None else f"{used:,}" if used == asked else f"all {used:,}"
-    return f"{number} windows of {block_size} tokens of the training split"
 
 
 def mean_loss(model: Any, tokens: Any, starts: Any, batch_size: int) -> float:

@@ -1,7 +1,10 @@
-"""Every optimizer at its best: equal grids, widened until the optimum is inside, then fresh seeds (sweep.py --tune).
+"""Every optimizer tuned with the same budget
 
-What is tuned beside the learning rate is what the optimizer is known for: Adam's beta2, MADA's hyper rates, the weight
-decay of the others. An arm is one `sweep.py --tune`; its record holds every point of its grid.
+Does learning the coefficients beat constants that were tuned as long?
+
+Equal grids, widened until the optimum is inside, then fresh seeds (sweep.py --tune). What is tuned beside the learning
+rate is what the optimizer is known for: Adam's beta2, MADA's hyper rates, the weight decay of the others. An arm is one
+`sweep.py --tune`; its record holds every point of its grid.
 """
 
 import itertools
@@ -20,7 +23,10 @@ from study.page import COLORS, Block, Figure, Table, Text
 from study.runs import Result, read_result
 from study.statistics import Losses, Paired, holm, mean, mean_and_spread, p_text, signed_rank
 
-from .experiment import RECORDS, ROOT, Computation, Experiment, Record, Run, Training, by_seed, final_losses
+from .experiment import RECORDS, ROOT, Computation, Record, Run, Training, by_seed, final_losses
+
+SCALES = ("laptop", "gpu")
+IN_ALL = False
 
 # MADA's Shakespeare setting; the others ignore its part. Narrower models stay for hundreds of steps, which differ from
 # seed to seed, at what single characters predict.
@@ -302,10 +308,3 @@ def figure(found: Mapping[str, Record], labels: Mapping[str, str]) -> Figure:
         canvas.legend(loc="outside right upper", frameon=False, fontsize=8)
 
     return Figure("tuned", "The lowest loss at each learning rate, over the grid's other axis.", draw, (9, 4.5))
-
-
-EXPERIMENT = Experiment(
-    "tuned", "Every optimizer tuned with the same budget",
-    "Does learning the coefficients beat constants that were tuned as long?", runs, show,
-    scales=("laptop", "gpu"), in_all=False,
-)  # fmt: skip

@@ -1,5 +1,4 @@
-"""Memory that a process of a run needs, known before anything is allocated. `python -m runtime.memory` writes the table
-of docs/SCALE.md.
+"""Memory that a process of a run needs, known before anything is allocated.
 
 Counted, not measured: float32 weights, gradients and states in the layout of optim/flat.py, the buffers of DDP and
 FSDP2, and the activations that eager PyTorch keeps for the backward pass (torch.compile keeps less). Not counted: the
@@ -12,20 +11,16 @@ import functools
 import itertools
 import math
 import os
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cli import Mistake, program
 from model import GPT, GPTConfig
 from optim import OPTIMIZERS as RULES
 from optim.flat import WIDTH
 
-SCALE = Path(__file__).parents[1] / "docs" / "SCALE.md"
-BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
 MODELS = {  # with the micro-batch of the table; C = n_embd
     "124M": (GPTConfig(n_layer=12, n_head=12, n_embd=768, vocab_multiple=64), 12),
     "355M": (GPTConfig(n_layer=24, n_head=16, n_embd=1024, vocab_multiple=64), 12),
@@ -137,7 +132,8 @@ def advice(batch_size: int) -> str:
 
 
 def table() -> list[str]:
-    """GB of a process, rows of markdown: models and layouts by optimizers."""
+    """GB of a process, rows of markdown: models and layouts by optimizers. benchmarks/table.py writes it into
+    docs/SCALE.md."""
     lines = [
         "| model | micro-batch | activation checkpointing | layout | GPUs | " + " | ".join(OPTIMIZERS) + " |",
         "|---" * 5 + "|---:" * len(OPTIMIZERS) + "|",
@@ -150,17 +146,3 @@ def table() -> list[str]:
         row = [name, batch, "yes" if again else "no", parallel if processes > 1 else "one process", processes]
         lines.append("| " + " | ".join(map(str, [*row, *(f"{need.total / 1e9:.1f}" for need in needs)])) + " |")
     return lines
-
-
-@program("runtime.memory")
-def main(argv: list[str]) -> None:
-    if argv:
-        raise Mistake(f"unknown {argv[0]}: it takes nothing")
-    text = SCALE.read_text(encoding="utf-8")
-    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    SCALE.write_text("\n".join([head, *table(), tail]), encoding="utf-8")
-    print("\n".join(table()))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

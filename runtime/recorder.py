@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from data import manifest
 from model import peak_flops
@@ -179,37 +180,23 @@ class Progress:
     """A tqdm bar if stderr is a terminal, otherwise a line on stdout for every row."""
 
     def __init__(self, start: int, stop: int) -> None:
-        self._bar: Any = None
-        self._stop = stop
+        self._bar = tqdm(initial=start, total=stop, unit="step", dynamic_ncols=True, smoothing=0.05, disable=None)
         self._shown: dict[str, str | None] = {}
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(initial=start, total=stop, unit="step", dynamic_ncols=True, smoothing=0.05)
-
-    def step(self) -> None:
-        if self._bar is not None:
-            self._bar.update()
+        self.step, self.close = self._bar.update, self._bar.close
 
     def show(self, row: Row, shown: dict[str, str | None]) -> None:
         """Show a row; the bar keeps the last value of what was not measured."""
-        if self._bar is not None:
+        if self._bar.disable:
+            words = ", ".join(f"{name} {text}" for name, text in shown.items() if text)
+            self.say(f"step {row['step']}/{self._bar.total}: {words}")
+        else:
             self._shown = {name: text or self._shown.get(name) for name, text in shown.items()}
             self._bar.set_postfix_str(" ".join(f"{name} {text}" for name, text in self._shown.items() if text))
-        else:
-            words = ", ".join(f"{name} {text}" for name, text in shown.items() if text)
-            self.say(f"step {row['step']}/{self._stop}: {words}")
 
     def say(self, line: str) -> None:
         """Print a line; above the bar, if there is one."""
-        if self._bar is not None:
-            self._bar.write(line)
-        else:
-            print(line, flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.write(line)
+        sys.stdout.flush()
 
 
 class Clock:

@@ -65,13 +65,13 @@ class Runner:
             raise Mistake(f"{' '.join(command)}\nended with {code}; {log} ends with\n" + "\n".join(last))
         return code
 
-    def end(self) -> None:
+    def end(self, number: int = signal.SIGTERM) -> None:
         """Ask the commands under way to end, each with all that it started; train.py saves a checkpoint first."""
         self._ending.set()
         for process in [*self._running]:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
+                    os.killpg(process.pid, number)
 
     @contextlib.contextmanager
     def ending_on_signals(self) -> Iterator[Runner]:

@@ -10,14 +10,17 @@ import pytest
 from benchmarks import table
 from benchmarks.measure import RESULTS
 
-TEXT = table.DOC.read_text(encoding="utf-8")
+TEXT = (table.DOCS / "BENCHMARKS.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stale = tmp_path / "BENCHMARKS.md"
-    stale.write_text(f"before\n{table.BEGIN}\nstale\n{table.END}\nafter\n")
-    monkeypatch.setattr(table, "DOC", stale)
+    stale.write_text("before\n<!-- benchmarks -->\nstale\n<!-- /benchmarks -->\nafter\n")
+    (tmp_path / "SCALE.md").write_text("<!-- memory -->\nstale\n<!-- /memory -->\n")
+    docs = table.DOCS
+    monkeypatch.setattr(table, "DOCS", tmp_path)
     assert table.main([]) == 0
+    assert (tmp_path / "SCALE.md").read_text().strip() in (docs / "SCALE.md").read_text(encoding="utf-8")
     before, generated, after = re.split("<!-- /?benchmarks -->", stale.read_text(encoding="utf-8"))
     assert (before, after) == ("before\n", "\nafter\n")
     assert generated == re.split("<!-- /?benchmarks -->", TEXT)[1], "run python -m benchmarks.table"
@@ -56,7 +59,7 @@ def test_every_benchmark_has_its_place_in_the_document() -> None:
     links = re.findall(r"\]\(([\w/.]+)\)", TEXT)
     assert len(links) >= 6
     for link in links:
-        assert (table.DOC.parent / link).exists(), f"docs/BENCHMARKS.md names {link}"
+        assert (table.DOCS / link).exists(), f"docs/BENCHMARKS.md names {link}"
 
 
 @pytest.mark.parametrize(

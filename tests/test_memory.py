@@ -14,7 +14,7 @@ from model import GPT, GPTConfig
 from optim import build_optimizer
 from runtime import memory
 
-ROOT = memory.SCALE.parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("name", memory.OPTIMIZERS)
@@ -80,12 +80,6 @@ def test_gradients_lie_in_the_optimizers_buffer_from_the_first_step_on(small: li
     assert train.main([*small, "--max_iters=2"]) == 0
     assert train.main([*small, "--max_iters=3", "--init_from=resume"]) == 0
     assert seen == [True] * 3
-
-
-def test_the_table_of_the_doc_is_up_to_date() -> None:
-    text = memory.SCALE.read_text(encoding="utf-8")
-    table = text[text.index(memory.BEGIN) + len(memory.BEGIN) : text.index(memory.END)].strip()
-    assert table.splitlines() == memory.table()
 
 
 @pytest.mark.long

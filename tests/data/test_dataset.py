@@ -21,9 +21,9 @@ def test_shards_join_to_the_text(tiny: Path) -> None:
     assert len(ds.manifest["splits"]["train"]["shards"]) >= 3, "the test needs shard borders"
     for split, tokens in (("train", ds.train), ("val", ds.val)):
         text = "".join(text for its_split, text in TEXTS if its_split == split)
-        assert ds.decode(tokens.windows(np.array([0]), len(tokens))[0].tolist()) == text
-    assert (ds.name, ds.tokenizer, ds.vocab_size) == ("tiny", "char", len(VOCABULARY))
-    assert ds.decode(ds.encode("abc d")) == "abc d"
+        assert ds.tokenizer.decode(tokens.windows(np.array([0]), len(tokens))[0].tolist()) == text
+    assert (ds.name, ds.tokenizer.name, ds.vocab_size) == ("tiny", "char", len(VOCABULARY))
+    assert ds.tokenizer.decode(ds.tokenizer.encode("abc d").tolist()) == "abc d"
 
 
 def test_shards_are_opened_once(tiny: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_manifest_cannot_point_outside_its_folder(tiny: Path) -> None:
 def test_characters_outside_the_vocabulary(tiny: Path) -> None:
     for char in "é\n\U0001f600":
         with pytest.raises(DataError, match=r"the character .* is not in the vocabulary"):
-            open_dataset(str(tiny)).encode("ab" + char)
+            open_dataset(str(tiny)).tokenizer.encode("ab" + char)
 
 
 def entries(tree: Any) -> list[list[Any]]:

@@ -40,7 +40,7 @@ def test_pystdlib(tmp_path: Path) -> None:
     assert 2_000_000 < len(ds.train) < 10_000_000
     assert 0.05 < len(ds.val) / len(ds.train) < 0.2
     assert 2.5 < ds.manifest["val_unigram_entropy"] < math.log(ds.vocab_size)
-    text = ds.decode(ds.train.windows(np.array([0]), 2000)[0].tolist())
+    text = ds.tokenizer.decode(ds.train.windows(np.array([0]), 2000)[0].tolist())
     first = next(path for path in pystdlib.modules() if not pystdlib.is_val(path.stem))
     assert text == pystdlib.clean(first.read_text(encoding="utf-8"))[:2000]
 
@@ -54,7 +54,7 @@ def test_shakespeare_char(mirrored: Callable[[str], Path], tmp_path: Path) -> No
     preparation.prepare(shakespeare_char.source(), tmp_path)
     ds = open_dataset(str(tmp_path), verify=True)
     assert (len(ds.train), len(ds.val), ds.vocab_size) == (1_003_854, 111_540, 65)
-    both = [ds.decode(split.windows(np.array([0]), len(split))[0].tolist()) for split in (ds.train, ds.val)]
+    both = [ds.tokenizer.decode(split.windows(np.array([0]), len(split))[0].tolist()) for split in (ds.train, ds.val)]
     assert "".join(both) == text
 
 
@@ -63,9 +63,9 @@ def test_shakespeare(mirrored: Callable[[str], Path], tmp_path: Path) -> None:
     text = mirrored("tinyshakespeare.txt").read_text()
     preparation.prepare(shakespeare.source(), tmp_path)
     ds = open_dataset(str(tmp_path), verify=True)
-    assert (len(ds.train), len(ds.val), ds.vocab_size, ds.tokenizer) == (301_966, 36_059, 50257, "gpt2")
-    assert text.endswith(ds.decode(ds.val.windows(np.array([0]), len(ds.val))[0].tolist()))
-    assert ds.decode(ds.encode("To be, or not to be")) == "To be, or not to be"
+    assert (len(ds.train), len(ds.val), ds.vocab_size, ds.tokenizer.name) == (301_966, 36_059, 50257, "gpt2")
+    assert text.endswith(ds.tokenizer.decode(ds.val.windows(np.array([0]), len(ds.val))[0].tolist()))
+    assert ds.tokenizer.decode(ds.tokenizer.encode("To be, or not to be").tolist()) == "To be, or not to be"
 
 
 def test_ids_of_openwebtext_documents(mirrored: Callable[[str], Path], tmp_path: Path) -> None:
@@ -113,10 +113,11 @@ def test_openwebtext_from_a_mirror(hub_copy: Path, tmp_path: Path, monkeypatch: 
     ds = open_dataset(str(tmp_path / "set"), verify=True)
     splits = ds.manifest["splits"]
     assert (splits["train"]["documents"], splits["val"]["documents"]) == (499, 1)
-    val = ds.decode([i for i in ds.val.windows(np.array([0]), len(ds.val))[0].tolist() if i != ds.end_of_text])
+    end = ds.tokenizer.end_of_text
+    val = ds.tokenizer.decode([i for i in ds.val.windows(np.array([0]), len(ds.val))[0].tolist() if i != end])
     document = next(iter(openwebtext.val_documents(500)))
     assert val == f"document {document // 250} {document % 250}"
-    count = sum((ds.split(s).windows(np.array([0]), len(ds.split(s))) == ds.end_of_text).sum() for s in splits)
+    count = sum((ds.split(s).windows(np.array([0]), len(ds.split(s))) == end).sum() for s in splits)
     assert count == 500, "one end-of-text a document"
 
 
@@ -298,8 +299,8 @@ def test_own_text_by_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             preparation.prepare(source, tmp_path / "one", shard_tokens=10_000)
     assert not stop
     ds = open_dataset(str(tmp_path / "one"), verify=True)
-    assert (ds.tokenizer, ds.vocab_size, ds.manifest["vocabulary"]) == ("char", 4, "\n ab")
-    both = [ds.decode(split.windows(np.array([0]), len(split))[0].tolist()) for split in (ds.train, ds.val)]
+    assert (ds.tokenizer.name, ds.vocab_size, ds.manifest["vocabulary"]) == ("char", 4, "\n ab")
+    both = [ds.tokenizer.decode(split.windows(np.array([0]), len(split))[0].tolist()) for split in (ds.train, ds.val)]
     assert "".join(both) == text and len(both[1]) == pytest.approx(12_000, abs=5)
 
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"no. {i}"}) + "\n" for i in range(200)))
@@ -307,7 +308,7 @@ def test_own_text_by_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         own_text.source([tmp_path / "b.jsonl"], "own", val_fraction=0.5, tokenizer="char"), tmp_path / "many"
     )
     ds = open_dataset(str(tmp_path / "many"))
-    val = ds.decode(ds.val.windows(np.array([0]), len(ds.val))[0].tolist())
+    val = ds.tokenizer.decode(ds.val.windows(np.array([0]), len(ds.val))[0].tolist())
     assert val == "".join(f"no. {i}\n" for i in range(200) if own_text.is_val(i, seed=1, fraction=0.5))
 
 

@@ -137,7 +137,7 @@ def test_a_folder_that_is_in_the_way_fails_its_run_alone(
     leave(stale, seed=2)
     (torn.out_dir / "config.json").write_text('{"config": {"seed": 1}}')
     monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
-    made = replace(table3.EXPERIMENT, runs=lambda scale: [stale, torn, good, *evaluations])
+    made = replace(EXPERIMENTS["table3"], runs=lambda scale: [stale, torn, good, *evaluations])
     assert make(Runner(experiment.ROOT), [made], "laptop", "*", 1) == 1
     out = capsys.readouterr().out
     assert "stale-1 holds a run with seed=2, not 1: move it away" in out
@@ -211,7 +211,6 @@ def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
     assert record["final"]["loss_on_train"] == pytest.approx(record["final"]["train_loss"], rel=0.05)
 
     (elsewhere / "evaluate.py").symlink_to(ROOT / "evaluate.py")
-    monkeypatch.setattr(table3, "ROOT", elsewhere)
     evaluation = evaluation_of(run, corpus)
     assert evaluation.ready()
     evaluation.compute()
@@ -272,7 +271,7 @@ def test_what_needs_the_folder_of_a_run_waits_for_it(elsewhere: Path, monkeypatc
     RUN.execute(Runner(experiment.ROOT))
     evaluation = evaluation_of(RUN)
     monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
-    made = replace(table3.EXPERIMENT, runs=lambda scale: [RUN, evaluation])
+    made = replace(EXPERIMENTS["table3"], runs=lambda scale: [RUN, evaluation])
     for path in RUN.out_dir.iterdir():
         path.unlink()
     done = []
@@ -343,7 +342,7 @@ def test_the_grid_of_a_gpu_is_the_papers_but_coarser() -> None:
 
 
 def test_lions_rate_is_a_quarter_of_its_scales() -> None:
-    for scale, (overlay, *_) in ablations.SCALES.items():
+    for scale, (overlay, *_) in ablations.SIZES.items():
         rates = read_files([ROOT / "config" / f"{overlay}.py"])
         assert ablations.QUARTER[scale] == {name: rates[name] / 4 for name in ("learning_rate", "min_lr")}
         for run in ablations.runs(scale):
@@ -362,23 +361,6 @@ def test_the_runs_of_micro_batches_have_the_size_of_the_others() -> None:
         assert {name: tiny[part][name] for name in names} == {name: said[name] for name in names}
 
 
-def test_no_more_windows_are_said_than_there_are() -> None:
-    class Some:
-        name = "some"
-
-        def __init__(self, size: int) -> None:
-            self.size = size
-
-        def __len__(self) -> int:
-            return self.size
-
-    for tokens, batch, block in ((1_003_854, 12, 64), (1_003_854, 64, 256), (301_966, 4, 1024)):
-        used = len(data.val_starts(Some(tokens), block, training_loss.EVALUATION_BATCHES * batch))  # type: ignore[arg-type]
-        assert re.match(rf"(all )?{used:,} windows of {block} tokens", training_loss.windows(batch, block, tokens))
-    assert training_loss.windows(12, 64, None).startswith("up to 2,400 windows")
-    assert training_loss.windows(64, 256, 1_003_854).startswith("all 3,921 windows")
-
-
 def test_what_is_timed_runs_last_and_alone(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.__main__.ROOT", elsewhere)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
@@ -391,7 +373,8 @@ def test_what_is_timed_runs_last_and_alone(elsewhere: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Computation, "execute", execute)
     runs = [Computation(name, "laptop", dict, alone=name.startswith("cost")) for name in ("cost/1", "a", "cost/2")]
-    assert make(Runner(experiment.ROOT), [replace(table3.EXPERIMENT, runs=lambda scale: runs)], "laptop", "*", 4) == 0
+    made = replace(EXPERIMENTS["table3"], runs=lambda scale: runs)
+    assert make(Runner(experiment.ROOT), [made], "laptop", "*", 4) == 0
     assert done == [("a", "2", ""), ("cost/1", "8", ""), ("cost/2", "8", "")]
     assert all(run.alone for run in EXPERIMENTS["appendix_d"].runs("laptop"))
     assert runs[0].identity != runs[1].identity  # a time from beside others is no record of it
