@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from cli import DIVERGED, Mistake, Parser, program
 
 from tqdm import tqdm
 
-from cli import DIVERGED, Mistake, Parser, program
 from data.manifest import expand, read_json, read_text
 from runtime.optimizers import adapt
 from runtime.settings import read_files

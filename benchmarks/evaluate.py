@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from typing import Any
+from cli import Mistake, Parser, program
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ import torch.nn.functional as F
 
 from benchmarks.measure import interleaved, ratio, write
 from benchmarks.table import show
-from cli import Mistake, Parser, program
 from evaluation import perplexity
 from model import GPT, GPTConfig
 from runtime import huggingface, parallel

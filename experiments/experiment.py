@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from cli import DIVERGED, Mistake
+
 from runtime.optimizers import adapt
 from runtime.recorder import commit
 from runtime.settings import read_files

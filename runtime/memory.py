@@ -16,10 +16,10 @@ import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from cli import Mistake, program
 
 import torch
 
-from cli import Mistake, program
 from model import GPT, GPTConfig
 from optim import OPTIMIZERS as RULES
 from optim.flat import WIDTH
