@@ -115,6 +115,7 @@ def become(job: dict, out: str, err: str) -> None:
         sys.stdout.reconfigure(encoding=encoding)
     sys.argv = job["argv"]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     seconds = job.get("seconds", 60)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

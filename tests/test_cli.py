@@ -38,7 +38,8 @@ def test_a_step_finds_the_memory_of_the_step_before() -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_ctrl_c_while_a_program_imports_torch_is_no_traceback(program: str) -> None:
     command = [sys.executable, *program.split(), "--help"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         until = time.monotonic() + 120
         while not re.search("libtorch|numpy", Path(f"/proc/{process.pid}/maps").read_text()):
             assert process.poll() is None and time.monotonic() < until

@@ -99,11 +99,10 @@ def test_it_goes_on_after_a_stop_between_any_two_files(
 
 
 KILLED = """
-import pathlib, signal, sys, time
+import pathlib, sys, time
 sys.path[:0] = {paths}
 from tiny_set import tiny_source
 source = tiny_source()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 slow = lambda start: (time.sleep(0.02) or record for record in whole(start))
 whole, source.records = source.records, slow
 pathlib.Path({folder!r} + ".ready").touch()
