@@ -8,12 +8,26 @@ import ctypes
 import functools
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 MISTAKE, DIVERGED, LOST, STOPPED = 2, 3, 4, 130  # exit codes
+ROOT = Path(__file__).resolve().parent
 alone = False  # whether this process has joined others: its errors may be its own
+
+
+def _started(place: str) -> bool:
+    """Whether this process was started as a program of this repository, by its path or by `python -m`."""
+    path = Path(place).resolve()
+    return place == "-m" or (path.suffix == ".py" and ROOT in path.parents and "site-packages" not in path.parts)
+
+
+# While the program imports torch, and while Python ends, Ctrl-C ends it without a traceback.
+if _started(sys.argv[0]) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Mistake(ValueError):
@@ -90,6 +104,9 @@ def program(name: str, again: str = "") -> Callable[[Callable[[list[str]], int |
         @functools.wraps(main)
         def run(argv: list[str]) -> int:
             keep_memory()
+            at_ctrl_c = signal.getsignal(signal.SIGINT)
+            if at_ctrl_c is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             before = sys.stdout, sys.stderr
             sys.stdout, sys.stderr = out, _ = [Output(stream) for stream in before]  # type: ignore[assignment]
             try:
@@ -99,6 +116,8 @@ def program(name: str, again: str = "") -> Callable[[Callable[[list[str]], int |
                 if out.error and not isinstance(out.error, BrokenPipeError):
                     _say(f"{name}: standard output cannot be written ({out.error.strerror})")
                 sys.stdout, sys.stderr = before
+                if at_ctrl_c is signal.SIG_DFL:
+                    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         return run
 
@@ -121,7 +140,7 @@ def _run(name: str, again: str, main: Callable[[list[str]], int | None], argv: l
         print(text)
         return 0
     except (Mistake, OSError, MemoryError, KeyboardInterrupt) as error:
-        if os.environ.get("NANOMADA_TRACEBACK"):
+        if os.environ.get("NANOMADA_TRACEBACK", "0") not in ("", "0"):
             raise
         if isinstance(error, KeyboardInterrupt):
             line = f"stopped {error}" if str(error) else f"interrupted; {again}" if again else ""

@@ -16,8 +16,8 @@ differences in the table. The baseline is the best group of adam, or of AdamW, o
 
 import sys
 from pathlib import Path
-
 from cli import Parser, program
+
 from data.manifest import expand
 from study.comparison import write
 

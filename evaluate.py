@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from cli import program
 
 import torch
 from tqdm import tqdm
 
-from cli import program
 from data import DataError, open_dataset, texts
 from data.corpora import ROWS
 from data.manifest import read_json, write_json

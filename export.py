@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
 from cli import program
+
 from runtime import checkpoint, huggingface
 from runtime.checkpoint import CheckpointError
 from runtime.settings import Place, parse

@@ -8,8 +8,8 @@ Reads metrics.csv and writes figure.png beside it, also while the run goes on.
 from __future__ import annotations
 
 import sys
-
 from cli import Mistake, program
+
 from runtime.figure import draw
 
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
+from cli import MISTAKE, program, reason
 
 import torch
 
-from cli import MISTAKE, program, reason
 from data.manifest import expand, read_text
 from evaluation.perplexity import open_subject
 from runtime import parallel

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from cli import DIVERGED, Mistake, Parser, program
 
 from tqdm import tqdm
 
-from cli import DIVERGED, Mistake, Parser, program
 from data.manifest import expand, read_json, read_text, write_json
 from runtime.optimizers import adapt
 from runtime.settings import from_text, read_files

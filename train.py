@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+from cli import program
 
 import numpy as np
 import torch
 
-from cli import program
 from data import Dataset, Tokens, open_dataset, train_batch, val_starts
 from model import GPT, IGNORE
 from runtime import checkpoint, graph, optimizers, parallel, signals, start

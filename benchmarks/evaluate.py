@@ -14,6 +14,7 @@ import argparse
 import sys
 import tempfile
 from typing import Any
+from cli import Mistake, program
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ import torch.nn.functional as F
 
 from benchmarks.measure import interleaved, own_options, ratio, write
 from benchmarks.table import show
-from cli import Mistake, program
 from evaluation import perplexity
 from model import GPT, GPTConfig
 from runtime import huggingface, parallel

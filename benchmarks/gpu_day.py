@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from cli import Mistake, program
 
 import torch
 
 from benchmarks import optimizer_step
 from benchmarks.measure import chosen, device_name, own_options, write
 from benchmarks.scale import TINY
-from cli import Mistake, program
 from data import open_dataset
 from data.manifest import make_folder
 from runtime.parallel import device_problems, resolve

@@ -10,13 +10,13 @@ paired.
 import statistics
 import sys
 from typing import Any
+from cli import program
 
 import torch
 
 import train
 from benchmarks.measure import own_options, write
 from benchmarks.training import config, new_model
-from cli import program
 from data import open_dataset
 from runtime import optimizers, parallel
 

@@ -14,13 +14,13 @@ import json
 import statistics
 import subprocess
 import sys
+from cli import Mistake, program
 
 import torch
 
 from benchmarks import training
 from benchmarks.measure import chosen, interleaved, own_options, ratio, status, write
 from benchmarks.table import show
-from cli import Mistake, program
 
 
 def peak_memory(name: str, argv: list[str]) -> int:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from cli import HelpRequested, Mistake
 
 import torch
 
-from cli import HelpRequested, Mistake
 from data.manifest import make_folder, read_json
 from optim import MADA
 

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from cli import Mistake, program
 
 import torch
 
 from benchmarks.measure import SIX, chosen, device_name, earlier, interleaved, numbers, own_options, ratio, write
-from cli import Mistake, program
 from optim import OPTIMIZERS, build_optimizer, compiled
 from runtime import parallel
 

@@ -17,10 +17,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from cli import Mistake, program
 
 from benchmarks.measure import numbers, own_options, write
 from benchmarks.table import show
-from cli import Mistake, program
 from data.download import mirrored
 
 ROOT = Path(__file__).resolve().parents[1]

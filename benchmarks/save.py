@@ -16,12 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from cli import Mistake, program
 
 import torch
 
 from benchmarks.measure import own_options, write
 from benchmarks.table import show
-from cli import Mistake, program
 from runtime import checkpoint
 
 

@@ -22,12 +22,12 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from cli import program
 
 import torch
 
 from benchmarks import training
 from benchmarks.measure import chosen, own_options, status, write
-from cli import program
 from runtime import parallel
 
 XL = ["config/finetune_gpt2xl_mada.py", "--weights=None", "--n_layer=48", "--n_head=25", "--n_embd=1600", "--bias=True"]

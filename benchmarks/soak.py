@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from cli import Mistake, program
 
 import torch
 
 from benchmarks import training
 from benchmarks.measure import numbers, own_options, status, write
-from cli import Mistake, program
 from runtime import checkpoint, parallel
 from runtime.records import read_metrics
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from cli import program
 
 from benchmarks.measure import RESULTS, own_options
-from cli import program
 from runtime import memory
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

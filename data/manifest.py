@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from cli import Mistake, reason
 
 import numpy as np
-
-from cli import Mistake, reason
 
 FORMAT = 1
 DTYPE = np.dtype("<u2")

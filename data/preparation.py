@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+from cli import Parser, program, reason
 
 import numpy as np
 from tqdm import tqdm
 
-from cli import Parser, program, reason
 from data import manifest as manifests
 from data.manifest import DTYPE, DataError
 from data.tokenizer import CharTokenizer, Tokenizer

@@ -18,9 +18,11 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cli  # noqa: F401 (before numpy, because of Ctrl-C)
+
+import numpy as np
 
 from data.documents import RECORDS, Documents, border_after, find_files
 from data.manifest import DataError, expand

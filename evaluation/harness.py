@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
 from cli import program
+
 from data import DataError
 from evaluation.perplexity import open_subject
 from runtime import huggingface

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from cli import Mistake, Parser, program
 
 from tqdm import tqdm
 
 import experiments
-from cli import Mistake, Parser, program
 from data.manifest import expand
 from study.runner import Runner
 

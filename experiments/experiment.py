@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from cli import DIVERGED, Mistake
+
 from data.manifest import replacing
 from runtime.optimizers import adapt
 from runtime.recorder import commit

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 from typing import Any
+from cli import Mistake
 
 import numpy as np
 import torch
 
-from cli import Mistake
 from data import open_dataset, val_starts
 from evaluation.perplexity import open_subject
 from runtime import checkpoint

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from cli import Mistake
 
 import torch
 import torch.distributed as dist
 
-from cli import Mistake
 from data.manifest import publish, read_json, replacing, sync_folder, write_json
 from model import GPT, GPTConfig
 from optim.flat import share, whole

@@ -6,10 +6,10 @@ import math
 import os
 from pathlib import Path
 from typing import Any
+from cli import Mistake, reason
 
 import numpy as np
 
-from cli import Mistake, reason
 from data.manifest import expand
 from runtime.records import coefficient_columns, read_metrics
 

@@ -16,12 +16,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from cli import reason
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cli import reason
 from data import DataError
 from data.download import mirrored
 from data.manifest import read_json

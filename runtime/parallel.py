@@ -6,18 +6,19 @@ import contextlib
 import datetime
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
+import cli
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import cli
 from runtime import memory, signals
 from runtime.graph import Graphed
 from runtime.settings import ConfigError
@@ -241,6 +242,10 @@ def environment_problem() -> str | None:
     if place and missing:
         return (f"the environment has {' and '.join(place)}, but no {', '.join(missing)}: unset {' and '.join(place)}, "
                 "or start with torchrun")  # fmt: skip
+    try:  # torch would try again until its timeout
+        socket.getaddrinfo(os.environ["MASTER_ADDR"] if place else None, 0)
+    except (OSError, UnicodeError) as error:
+        return f"the environment has MASTER_ADDR={os.environ['MASTER_ADDR']!r}: {cli.reason(error)}"
     return None
 
 

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Collection, Iterable
 from pathlib import Path
-
 from cli import reason
+
 from data.manifest import read_json, read_text
 from runtime.settings import ConfigError
 

@@ -24,8 +24,8 @@ import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
-
 from cli import HelpRequested, Mistake, reason
+
 from data.manifest import expand, read_text
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
     adapted = getattr(cls, "adapt", Adapted)(list(_settings(arguments, annotations, errors)))
     errors += adapted.errors
     values, bad = _values(adapted, annotations, cls, errors)
-    config = cls(**values)
+    config: Any = cls(**values)
     if "--help" in arguments or "-h" in arguments:
         raise HelpRequested(_help(config, annotations, program) + getattr(cls, "more_help", str)())
     for name, annotation in annotations.items():
@@ -104,11 +104,12 @@ def parse(cls: type[T], argv: Iterable[str], check: Callable[[T], Iterable[tuple
         if low is not None and value is not None and value < low and name not in bad:
             errors.append(f"{name}={value} must be {low} or more")
             bad.add(name)
+            config = dataclasses.replace(config, **{name: low})  # `check` may divide by it
     for names, message in check(config):
         if not bad & set(names.split()):
             errors.append(message)
     if errors:
-        raise ConfigError("\n".join(errors))
+        raise ConfigError("\n".join(dict.fromkeys(errors)))
     if os.environ.get("RANK", "0") == "0":
         for note in adapted.notes:
             print(f"{program}: {note}", file=sys.stderr)

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
 from cli import DIVERGED, STOPPED
+
 from runtime.checkpoint import Checkpoint, find
 from runtime.watchdog import GO_ON
 

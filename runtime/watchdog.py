@@ -10,11 +10,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from cli import LOST, Mistake
 
 import torch
 import torch.distributed as dist
-
-from cli import LOST, Mistake
 
 GO_ON = "--init_from=auto resumes from the newest checkpoint"
 LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, os))

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
 from cli import Mistake
+
 from data.manifest import make_folder
 from runtime.movement import Movement, describe, movement
 from study.page import COLORS, Block, Figure, Table, Text, render, whole_page

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 from cli import Mistake
+
 from data.manifest import read_json
 from runtime.records import coefficient_columns, read_metrics
 

@@ -1,28 +1,35 @@
 """Programs in processes of their own, forked from one that has imported everything, because importing is what costs.
 
-    python tests/forks.py < jobs, one JSON a line > what came of each, one JSON a line
+    python tests/forks.py < jobs, one JSON a line > the process ids of each and what came of it, two lines of JSON
 
 A job: {"argv": ["train.py", ...], "seconds": until it is killed, "out": what its standard output is, "env": {...},
 "cwd": its folder, "patch": code that it begins with, "drawn": whether a run draws its picture, which takes a second,
-"to the end": whether Python ends as it always does}, or a list of jobs that run at the same time. Its answer:
-{"code": ..., "out": ..., "err": ..., "seconds": ...}, or a list.
+"to the end": whether Python ends as it always does}, or a list of jobs that run at the same time. What came of it:
+{"code": ..., "out": ..., "err": ..., "seconds": ...}, or a list. Other programs are "-c" and code; "ranks"
+(tests/ranks.py); "torchrun", whose agent is torch's and whose workers are forked as well; and "torchrun of new
+processes", whose workers start as a user's do.
 """
 
 import json
 import os
 import resource
+import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.backends.backend_agg  # noqa: F401
+import ranks
 import torch
 import torch._dynamo
+import torch.distributed.run
 
 import compare
 import data.prepare
@@ -37,11 +44,55 @@ from runtime import figure, parallel, shards  # noqa: F401 (they are imported la
 from study import pictures  # noqa: F401
 
 torch.set_num_threads(1)
-PROGRAMS: dict[str, Callable[[list[str]], int]] = {
+PROGRAMS: dict[str, Callable[[list[str]], int | None]] = {
     "train.py": train.main, "sample.py": sample.main, "evaluate.py": evaluate.main, "export.py": export.main,
     "plot.py": plot.main, "compare.py": compare.main, "sweep.py": sweep.main, "experiments": experiments.__main__.main,
-    "prepare.py": lambda _: data.prepare.main() or 0,
+    "prepare.py": lambda _: data.prepare.main(),
+    "-c": lambda argv: exec(argv[0], {"__name__": "__main__", "argv": argv[1:]}),
+    "ranks": ranks.main, "torchrun": lambda argv: torchrun(argv),
+    "torchrun of new processes": torch.distributed.run.main,
 }  # fmt: skip
+
+
+class Worker(subprocess.Popen):
+    """A process of torchrun, forked where torchrun starts Python anew."""
+
+    def _execute_child(self, args: Any, *more: Any) -> None:
+        sys.stdout.flush()
+        if pid := os.fork():
+            self.pid, self._child_created = pid, True  # type: ignore[attr-defined]
+            return
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # which torchrun passes on
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.alarm(480)
+        os.environ |= more[5]
+        script = next(i for i, arg in enumerate(args) if arg.endswith(".py"))
+        sys.argv = [*args[script:]]
+        finish(lambda _: runpy.run_path(sys.argv[0], run_name="__main__") and 0, [])
+
+
+def torchrun(argv: list[str]) -> None:
+    handler = torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler
+    handler._popen = lambda self, args, env: Worker(args, env=env)  # type: ignore[method-assign]
+    torch.distributed.run.main(argv)
+
+
+def finish(program: Callable[[list[str]], int | None], argv: list[str], to_the_end: bool = False) -> None:
+    """Run a program and leave with its exit code."""
+    try:
+        code = program(argv) or 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if to_the_end:  # Python's own end takes a second
+        parallel.end(code)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    os._exit(code)
 
 
 def become(job: dict, out: str, err: str) -> None:
@@ -57,30 +108,20 @@ def become(job: dict, out: str, err: str) -> None:
     sys.stdout = None if job.get("out") == "closed" else open(1, "w", closefd=False)  # noqa: SIM115
     os.environ |= job.get("env", {})
     os.chdir(job.get("cwd", "."))
-    if job["argv"][0] == "train.py" and not job.get("drawn"):
+    if job["argv"][0] in ("train.py", "ranks", "torchrun") and not job.get("drawn"):
         figure.draw = lambda out_dir: Path(out_dir, "figure.png")
-    exec(job.get("patch", ""))
+    exec(job.get("patch", ""), {})
     if encoding := job.get("env", {}).get("PYTHONIOENCODING"):
         sys.stdout.reconfigure(encoding=encoding)
     sys.argv = job["argv"]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     seconds = job.get("seconds", 60)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)  # of computing,
     signal.alarm(8 * seconds)  # and, as others compute too, of waiting
-    try:
-        code = PROGRAMS[job["argv"][0]](job["argv"][1:])
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    if job.get("to the end"):  # Python's own end takes a second
-        parallel.end(code)
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()
-    os._exit(code)
+    finish(PROGRAMS[job["argv"][0]], job["argv"][1:], job.get("to the end", False))
 
 
 def start(job: dict, out: Path, err: Path) -> int:
@@ -91,13 +132,14 @@ def start(job: dict, out: Path, err: Path) -> int:
     return pid
 
 
-def results(jobs: Iterable[dict | list[dict]]) -> Iterable[dict | list[dict]]:
+def results(jobs: Iterable[dict | list[dict]]) -> Iterable[dict | list[dict] | list[int]]:
     folder = Path(tempfile.mkdtemp())  # the children's exits pass here too: no `with`
     for i, job in enumerate(jobs):
         group = job if isinstance(job, list) else [job]
         files = [(folder / f"{i}.{k}.out", folder / f"{i}.{k}.err") for k in range(len(group))]
         begun = time.monotonic()
         pids = [start(one, *its) for one, its in zip(group, files, strict=True)]
+        yield pids
         ends = []
         for pid, its in zip(pids, files, strict=True):
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

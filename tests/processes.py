@@ -1,18 +1,21 @@
 """Processes that tests start."""
 
+import contextlib
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+TORCHRUN = ["torchrun", "--standalone", "--nproc_per_node=2"]
 
 
 def small_run(corpus: str, out_dir: Path) -> list[str]:
@@ -26,14 +29,21 @@ def small_run(corpus: str, out_dir: Path) -> list[str]:
     ]
 
 
-def in_processes(folder: Path, *runs: tuple[int, list[str]], patch: str = "") -> None:
-    """Runs of so many processes each, one after another; `patch` is code that each process begins with."""
-    jobs = [{"ranks": size, "argv": argv, "patch": patch} for size, argv in runs]
-    command = [sys.executable, ROOT / "tests" / "ranks.py", folder]
-    done = subprocess.run(command, input=json.dumps(jobs), env=ENV, capture_output=True, text=True,
-                          timeout=300 + 60 * len(runs))  # fmt: skip
-    codes = [json.loads(line)["codes"] for line in done.stdout.splitlines()]
-    assert codes == [size * [0] for size, _ in runs], done.stderr
+def launched(folder: Path, *runs: tuple) -> list[dict]:
+    """(processes, command line[, code that each begins with]) of each run, one after another -> its exit codes and what
+    its ranks ended with (tests/ranks.py); `said` is what all said."""
+    jobs = [dict(zip(("ranks", "argv", "patch"), run, strict=False)) for run in runs]
+    (end,) = forked({"argv": ["ranks", str(folder), json.dumps(jobs)], "seconds": 300})
+    answers = [json.loads(line) for line in end["out"].splitlines()]
+    assert len(answers) == len(jobs), end["err"]
+    return [answer | {"said": end["err"]} for answer in answers]
+
+
+def in_processes(folder: Path, *runs: tuple) -> list[dict]:
+    """The same, of runs that end well."""
+    answers = launched(folder, *runs)
+    assert [answer["codes"] for answer in answers] == [size * [0] for size, *_ in runs], answers[-1]["said"]
+    return answers
 
 
 @functools.cache
@@ -43,15 +53,40 @@ def server() -> subprocess.Popen[str]:
                             stdout=subprocess.PIPE, text=True)  # fmt: skip
 
 
+class Begun:
+    """A job under way in processes `pids`."""
+
+    def __init__(self, job: Any) -> None:
+        asked, self.answers = server().stdin, server().stdout
+        assert asked and self.answers
+        print(json.dumps(job), file=asked, flush=True)
+        self.pids = json.loads(self.answers.readline())
+        self.came: Any = None
+
+    def end(self) -> Any:
+        """What came of it, once it has ended."""
+        assert self.answers
+        self.came = self.came or json.loads(self.answers.readline())
+        return self.came
+
+
+@contextlib.contextmanager
+def begun(job: Any) -> Iterator[Begun]:
+    """One job at a time; it does not outlive the block."""
+    process = Begun(job)
+    try:
+        yield process
+    finally:
+        if process.came is None:
+            for pid in process.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            print(process.end())  # beside the failure
+
+
 def forked(*jobs: Any) -> list:
     """What became of each job (tests/forks.py): programs in processes of their own, the imports made once."""
-    asked, answers = server().stdin, server().stdout
-    assert asked and answers
-    found = []
-    for job in jobs:
-        print(json.dumps(job), file=asked, flush=True)
-        found.append(json.loads(answers.readline()))
-    return found
+    return [Begun(job).end() for job in jobs]
 
 
 def ranks(*argvs: list[str], patches: tuple[str, ...] = (), **more: str) -> list[dict]:

@@ -1,6 +1,6 @@
-"""Processes of runs, for tests: forked from one that has imported everything, because importing is what costs.
+"""Runs of several processes, one after another, forked by tests/forks.py.
 
-    python tests/ranks.py FOLDER < [{"ranks": 2, "argv": [...], "patch": "code that each rank begins with"}, ...]
+    ranks FOLDER [{"ranks": 2, "argv": [...], "patch": "code that each rank begins with"}, ...]
 
 One line of JSON for each run: the exit codes, and from each rank its coefficients and the sum of its part of the model.
 """
@@ -9,17 +9,9 @@ import json
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
-import torch
-import torch._dynamo
-
 import train
-from runtime import shards  # noqa: F401 (it and the line above here, so that no rank imports them)
-
-torch.set_num_threads(1)
-sys.modules["runtime.figure"] = None  # type: ignore[assignment]  # a second of matplotlib a run
 
 
 def work(rank: int, job: dict, record: Path, build=train.optimizers.build) -> int:
@@ -76,8 +68,10 @@ def run(job: dict, folder: Path) -> dict:
     return {"codes": codes, "ranks": found}
 
 
-if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the runs say goes to stderr
-    for job in json.load(sys.stdin):
-        print(json.dumps(run(job, Path(sys.argv[1]))), file=answers, flush=True)
+def main(argv: list[str]) -> int:
+    folder, jobs = argv
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what the runs say goes to stderr
+        for job in json.loads(jobs):
+            print(json.dumps(run(job, Path(folder))), file=answers, flush=True)
+    return 0

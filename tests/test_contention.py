@@ -1,19 +1,17 @@
 """One run owns an out_dir, however often it is killed and whoever wants its place."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from outcomes import ends_equal
-from processes import ENV, forked, in_processes
+from processes import forked, in_processes
 
 # Two processes at a time with the same command; one of them is killed at a random moment, the other may take over.
 CONTENDERS = """
-import json, os, pathlib, random, signal, sys, time
+import json, os, pathlib, random, signal, time
 import ranks
-folder, kills, argv = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+folder, kills, argv = pathlib.Path(argv[0]), int(argv[1]), argv[2:]
 rng, ends = random.Random(7), {0: 0, 2: 0, -9: 0}
 while True:
     pids = ranks.launch({"ranks": 1, "argv": argv}, folder)
@@ -36,15 +34,13 @@ print("ENDS", json.dumps([ends[0], ends[2], ends[-9]]))
 def test_a_contender_is_refused_or_takes_over(small: list[str], tmp_path: Path, kills: int) -> None:
     run = [*small, f"--max_iters={10 * kills}", "--checkpoint_interval=1", "--eval_iters=3"]
     in_processes(tmp_path, (1, run))
-    (tmp_path / "contenders.py").write_text(CONTENDERS)
-    command = [sys.executable, tmp_path / "contenders.py", tmp_path, str(kills), *run, "--init_from=auto"]
-    done = subprocess.run([*command, f"--out_dir={tmp_path / 'killed'}"], env=ENV, capture_output=True, text=True,
-                          timeout=3000)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    finished, refused, killed = map(int, re.findall(r"\d+", re.search(r"ENDS (.*)", done.stdout)[1]))  # type: ignore[index]
+    run += [f"--out_dir={tmp_path / 'killed'}", "--init_from=auto"]
+    (done,) = forked({"argv": ["-c", CONTENDERS, str(tmp_path), str(kills), *run], "seconds": 400})
+    assert done["code"] == 0, done
+    finished, refused, killed = map(int, re.findall(r"\d+", re.search(r"ENDS (.*)", done["out"])[1]))  # type: ignore[index]
     print(f"{killed} kills, {refused} refused, {finished} finished")
     assert killed >= kills and refused and finished
-    assert len(re.findall(r"belongs to a run of \S+, process \d+: choose another, or wait", done.stderr)) == refused
+    assert len(re.findall(r"belongs to a run of \S+, process \d+: choose another, or wait", done["err"])) == refused
     ends_equal(tmp_path / "run", tmp_path / "killed")
 
 

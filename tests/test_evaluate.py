@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import forked, ranks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,9 +89,9 @@ def test_rows_are_replaced_and_others_kept(run: Path, tmp_path: Path) -> None:
 def test_two_processes_change_no_digit(run: Path, tmp_path: Path) -> None:
     arguments = [f"--out_dir={run}", "--device=cpu", "--batch_size=3"]
     assert evaluate.main([*arguments, f"--json={tmp_path / 'one.json'}"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "evaluate.py"]
-    subprocess.run([*command, *arguments, f"--json={tmp_path / 'two.json'}"], cwd=ROOT, check=True, capture_output=True,
-                   env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)  # fmt: skip
+    command = ["evaluate.py", *arguments, f"--json={tmp_path / 'two.json'}"]
+    (ends,) = forked(ranks(command, command))
+    assert [end["code"] for end in ends] == [0, 0], ends
     one, two = rows_of(tmp_path / "one.json"), rows_of(tmp_path / "two.json")
     for row in (*one, *two):
         row.pop("tokens_per_second")
@@ -234,14 +234,9 @@ def test_home_is_expanded(run: Path, monkeypatch) -> None:
 
 
 def test_standard_output_that_is_full_or_closed_loses_no_row(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "evaluate.py", f"--out_dir={run}", "--device=cpu"]
-    with open("/dev/full", "w") as full:
-        subprocess.run([*command, f"--json={tmp_path / 'full.json'}"], cwd=ROOT, stdout=full, timeout=300)
-    reading, writing = os.pipe()
-    os.close(reading)
-    subprocess.run([*command, f"--json={tmp_path / 'closed.json'}"], cwd=ROOT, stdout=writing, timeout=300)
-    os.close(writing)
-    assert len(rows_of(tmp_path / "full.json")) == len(rows_of(tmp_path / "closed.json")) == 2
+    command = ["evaluate.py", f"--out_dir={run}", "--device=cpu"]
+    forked(*({"argv": [*command, f"--json={tmp_path / out}.json"], "out": out} for out in ("full", "left")))
+    assert len(rows_of(tmp_path / "full.json")) == len(rows_of(tmp_path / "left.json")) == 2
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, capsys) -> None:

@@ -13,12 +13,12 @@ import shutil
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
+import cli
 
 import pytest
 from outcomes import without_seconds
 from processes import forked, small_run
 
-import cli
 import compare
 import data.prepare
 import evaluate
@@ -27,11 +27,13 @@ import export
 import sample
 import sweep
 import train
+from runtime import settings
 
 SECONDS = 20  # that a program may take to say no, or for its smallest piece of work, on a busy machine
 FEW = {"options": 80, "files": 40}  # cases of the default run
 CONFIGS = {"train.py": train.Config, "sample.py": sample.Config, "evaluate.py": evaluate.Config,
            "export.py": export.Config}  # fmt: skip
+MAINS = {"train.py": train.main, "sample.py": sample.main, "evaluate.py": evaluate.main, "export.py": export.main}
 PARSERS = {"compare.py": compare.main, "sweep.py": sweep.main, "experiments": experiments.__main__.main,
            "prepare.py": lambda _: data.prepare.main()}  # fmt: skip
 NUMBERS = ["nan", "-inf", "1e400", "1e-400", "-1", "0", "-0.0", "1e300", "0.5", str(2**62), str(2**63), str(2**64),
@@ -155,6 +157,37 @@ def test_the_worst_values_of_every_option(made: Path, tmp_path: Path, monkeypatc
             wrong.append(f"{name} {option}={value[:80]!r}: {problem}")
         shutil.rmtree(out)
     assert wrong == [], f"{len(wrong)} of {len(wanted)}:\n" + "\n\n".join(wrong)
+
+
+def test_every_number_below_its_range_is_one_line(capsys) -> None:
+    """The checks of several fields together see none: `n_head=0` once divided by it."""
+    tried = 0
+    for name, config in CONFIGS.items():
+        for field, hint in typing.get_type_hints(config, include_extras=True).items():
+            lows = [extra.low for extra in settings._extras(hint) if isinstance(extra, settings.AtLeast)]
+            for low in lows:
+                tried += 1
+                assert MAINS[name]([f"--{field}={low - 1}"]) == 2
+                said = capsys.readouterr().err
+                assert re.match(rf"{name}: {field}={low - 1}(\.0)? must be {low} or more", said), said
+    assert tried > 20
+
+
+INTERRUPT = "import os, threading; threading.Timer({}, os.kill, (os.getpid(), 2)).start()"
+
+
+def test_ctrl_c_at_any_moment_is_no_traceback(made: Path, tmp_path: Path) -> None:
+    """As a timer sends it: in the reading of files, in the work, at the end."""
+    cases = [(name, seconds) for name in (*CONFIGS, *PARSERS) for seconds in (0.003, 0.05, 0.3)]
+    jobs = []
+    for i, (name, seconds) in enumerate(cases):
+        (out := tmp_path / str(i)).mkdir()
+        argv = [name, *base(name, made, out), *(["--max_iters=999"] if name == "train.py" else [])]
+        jobs.append({"argv": argv, "patch": INTERRUPT.format(seconds), "cwd": str(out), "to the end": True})
+    ends = forked(*jobs)
+    assert sum(end["code"] == 130 for end in ends) > len(CONFIGS)
+    for case, end in zip(cases, ends, strict=True):
+        assert told(end, {0, 130, -2}) == "" and end["err"].count("\n") <= 1 + (end["code"] == 0), (case, end)
 
 
 CONFIG_FILES = {  # a config file, and what is said of it

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +238,7 @@ def test_other_forms_of_weights_are_named_with_a_command_that_converts_them(fold
     message = str(refused.value)
     assert ("model-00001-of-" if kind == "shards" else "pytorch_model.bin") in message and "\n" not in message
     code = re.search(r"python -c \"(.*)\"", message)[1]  # type: ignore[index]
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
+    exec(code, {})
     back = huggingface.load(f"{other}-one", vocab_multiple=64)
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), expected.parameters(), strict=True))
 

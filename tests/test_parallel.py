@@ -1,9 +1,10 @@
 """Devices that a run may ask for, as a machine with GPUs would see it, and who says what is wrong."""
 
+import cli
+
 import pytest
 import torch
 
-import cli
 from runtime import parallel
 
 

@@ -62,6 +62,7 @@ BROKEN = [
     {"WORLD_SIZE": ""}, {"RANK": "0"}, {"LOCAL_WORLD_SIZE": "x"}, {"RANK": "-1"}, {"WORLD_SIZE": "0"},
     {"LOCAL_RANK": ""}, {"RANK": "", "LOCAL_RANK": "1"},
     {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+    {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
 ]  # fmt: skip
 
 

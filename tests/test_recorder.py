@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import forked
 
 import train
 from runtime import recorder
@@ -221,14 +222,17 @@ def test_files_that_no_run_wrote_stay_where_they_are(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*theirs, "previous-1", ".lock"}
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "metrics.csv", "figure.png", "wandb"]
-)  # of weights in Hugging Face's format, of anyone's
-def test_a_folder_with_files_of_others_is_no_out_dir(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ConfigError, match=f"holds {name}, which no run wrote: choose another"):
-        prepare_out_dir(str(tmp_path), keep=None)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+def test_a_folder_with_files_of_others_is_no_out_dir(small: list[str], tmp_path: Path) -> None:
+    content = '{"model_type": "gpt2"}'  # of weights in Hugging Face's format
+    theirs = [tmp_path / name / name for name in ("config.json", "metrics.csv", "figure.png", "wandb")]
+    for path in theirs:
+        path.parent.mkdir()
+        path.write_text(content)
+    ends = forked(*({"argv": ["train.py", *small, f"--out_dir={path.parent}"]} for path in theirs))
+    for path, end in zip(theirs, ends, strict=True):
+        said = f"train.py: out_dir='{path.parent}' holds {path.name}, which no run wrote: choose another\n"
+        assert (end["code"], end["err"]) == (2, said)
+        assert [*path.parent.iterdir()] == [path] and path.read_text() == content
 
 
 def test_an_out_dir_belongs_to_one_process_until_it_dies(tmp_path: Path) -> None:

@@ -1,14 +1,11 @@
 """Texts from a checkpoint: reproducible, and refused in one line where something is missing."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import forked
 
 import sample
 import train
@@ -52,11 +49,6 @@ def test_gpt2s_tokens_need_no_data_set(tmp_path: Path, capsys, monkeypatch) -> N
     assert texts(capsys, f"--out_dir={tmp_path}", "--max_new_tokens=2", "--prompt=abc") == ["5 tokens"]
 
 
-def start(out_dir: str, *argv: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "sample.py", out_dir, "--device=cpu", *argv]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, **options)
-
-
 @pytest.fixture
 def gpt2_run(tmp_path: Path) -> str:
     """A run with GPT-2's tokens whose model draws them all alike: its texts hold characters of many scripts."""
@@ -69,35 +61,11 @@ def gpt2_run(tmp_path: Path) -> str:
 
 @pytest.mark.skipif(not mirrored("tiktoken_cache"), reason="DATA_MIRROR has no tiktoken_cache")
 def test_what_standard_output_cannot_encode_is_escaped(gpt2_run: str) -> None:
-    arguments = [gpt2_run, "--max_new_tokens=200", "--top_k=None", "--prompt=Ω"]
-    for encoding, expected in (("ascii", b"\\u03a9"), ("latin-1", b"\\u03a9"), ("utf-8", "Ω".encode())):
-        process = start(*arguments, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": encoding})
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, b"") and out.startswith(expected)
-        assert b"\\ufffd" in out or encoding == "utf-8"
-
-
-def test_a_reader_that_leaves_ends_it_quietly(out_dir: str) -> None:
-    process = start(out_dir, "--num_samples=100000", "--max_new_tokens=5", stdout=subprocess.PIPE)
-    assert process.stdout and process.stderr
-    assert process.stdout.readline()
-    process.stdout.close()
-    assert (process.wait(timeout=120), process.stderr.read()) == (0, b"")
-
-
-def test_a_full_disk_is_one_line(out_dir: str) -> None:
-    with open("/dev/full", "w") as full:
-        process = start(out_dir, stdout=full)
-        _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (2, b"sample.py: standard output cannot be written (No space left on device)\n")
-
-
-def test_an_interruption_is_no_traceback(out_dir: str) -> None:
-    process = start(out_dir, "--num_samples=100000", "--max_new_tokens=5", stdout=subprocess.PIPE)
-    assert process.stdout and process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (130, b"")
+    arguments = ["sample.py", gpt2_run, "--max_new_tokens=200", "--top_k=None", "--prompt=Ω", "--device=cpu"]
+    for encoding, expected in (("ascii", "\\u03a9"), ("latin-1", "\\u03a9"), ("utf-8", "Ω")):
+        (end,) = forked({"argv": arguments, "env": {"PYTHONIOENCODING": encoding}})
+        assert (end["code"], end["err"]) == (0, "") and end["out"].startswith(expected)
+        assert "\\ufffd" in end["out"] or encoding == "utf-8"
 
 
 def test_a_tiny_temperature_takes_the_likeliest_token(out_dir: str, capsys) -> None:

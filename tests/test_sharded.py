@@ -1,7 +1,5 @@
 """Sharded runs on 2 and 4 gloo processes: equal to one process, and their checkpoints good for any number of them."""
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from outcomes import ends_equal, rows, without_seconds
+from processes import launched
 
 import export
 import sample
@@ -32,19 +31,6 @@ def base(corpus: str, optimizer: str, out_dir: Path) -> list[str]:
         f"--optimizer={optimizer}", f"--hyper_lr={HYPER.get(optimizer)}", "--hyper_momentum=0.5", "--dist_timeout=240",
         "--vocab_multiple=16",
     ]  # fmt: skip
-
-
-def run(folder: Path, *jobs: tuple) -> list[dict]:
-    """(ranks, argv[, patch]) of each run -> its exit codes and what its ranks ended with; `said` is what all said."""
-    jobs = [dict(zip(("ranks", "argv", "patch"), job, strict=False)) for job in jobs]
-    done = subprocess.run(
-        [sys.executable, TESTS / "ranks.py", folder], input=json.dumps(jobs), capture_output=True, text=True,
-        timeout=600, env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{os.environ.get('PYTHONPATH', '')}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == len(jobs), done.stderr
-    return [answer | {"said": done.stderr} for answer in answers]
 
 
 def nearly_equal(one: Path, other: Path) -> None:
@@ -81,7 +67,7 @@ def test_sharded_is_not_sharded_is_one_process(corpus: str, tmp_path: Path, layo
         parallel, ranks = layout.split("-")
         argv = base(corpus, optimizer, tmp_path / f"{optimizer}-{layout}")
         jobs.append((int(ranks), [*argv, f"--parallel={parallel}"]))
-    for job, answer in zip(jobs, run(tmp_path, *jobs), strict=True):
+    for job, answer in zip(jobs, launched(tmp_path, *jobs), strict=True):
         assert set(answer["codes"]) == {0}, (job, answer["said"])
         coefficients = [coefficients for coefficients, _ in answer["ranks"]]
         assert all(values == coefficients[0] for values in coefficients)  # bit by bit
@@ -141,7 +127,7 @@ def test_checkpoints_of_parts(corpus: str, tmp_path: Path, capsys) -> None:
         return [*base(corpus, "mada", tmp_path / name), "--parallel=fsdp", "--checkpoint_interval=4",
                 "--keep_checkpoints=9", *changes]  # fmt: skip
 
-    whole, four, two, one, killed, again, full, left, resumed, low, alone = run(
+    whole, four, two, one, killed, again, full, left, resumed, low, alone = launched(
         tmp_path,
         (2, argv("whole")),
         (4, argv("moving", "--max_iters=7", "--activation_checkpointing")),

@@ -113,7 +113,7 @@ train.accumulate = accumulate
 
 
 def test_two_processes_go_back_together(run: list[str], tmp_path: Path) -> None:
-    in_processes(tmp_path, (2, [*run, "--on_spike=skip"]), patch=SPOIL)
+    in_processes(tmp_path, (2, [*run, "--on_spike=skip"], SPOIL))
     assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(61))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["skipped"] == [[40, 3]]
 

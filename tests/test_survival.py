@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from outcomes import ends_equal, same, without_seconds
-from processes import ENV, ROOT, TORCHRUN, in_processes
+from processes import ENV, ROOT, TORCHRUN, begun, forked, in_processes
 
 import train
 from optim import OPTIMIZERS
@@ -23,9 +23,9 @@ from runtime import checkpoint
 # Two kinds of SIGKILL: from outside after a random time to a random process, and at a random one of the moments that
 # make up a save (each write, sync, rename and deletion, before or after it), which the process sends to itself.
 KILLER = """
-import json, os, pathlib, random, signal, sys, time
+import json, os, pathlib, random, signal, time
 import ranks
-folder, size, kills, argv = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+folder, size, kills, argv = pathlib.Path(argv[0]), int(argv[1]), int(argv[2]), argv[3:]
 rng = random.Random(7)
 DEADLY = '''
 import os, pathlib, signal
@@ -78,16 +78,13 @@ def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
     run = [*small, f"--max_iters={3 * kills}", "--checkpoint_interval=1", "--eval_iters=3"]
     in_processes(tmp_path, (processes, run))
     killed = tmp_path / "killed"
-    (tmp_path / "killer.py").write_text(KILLER)
     numbers = [str(processes), str(kills)]
-    done = subprocess.run(
-        [sys.executable, tmp_path / "killer.py", tmp_path, *numbers, *run, f"--out_dir={killed}", "--init_from=auto"],
-        env=ENV, capture_output=True, text=True, timeout=1800,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    log = re.search(r"KILLS (.*)", done.stdout)[1]  # type: ignore[index]
+    argv = ["-c", KILLER, str(tmp_path), *numbers, *run, f"--out_dir={killed}", "--init_from=auto"]
+    (done,) = forked({"argv": argv, "seconds": 300})
+    assert done["code"] == 0, done
+    log = re.search(r"KILLS (.*)", done["out"])[1]  # type: ignore[index]
     assert log.count("save") + log.count("anywhere") == kills and log.count("save") > kills / 2
-    assert "skipping" not in done.stderr  # no kill ever left a checkpoint that looks complete and is not
+    assert "skipping" not in done["err"]  # no kill ever left a checkpoint that looks complete and is not
     ends_equal(tmp_path / "run", killed)
     names = [path.name for path in killed.iterdir()]
     left = [name for name in names if name.startswith((".ckpt", "ckpt"))]
@@ -182,18 +179,7 @@ def children(pid: int) -> list[int]:
     return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
-def rest_of(process: subprocess.Popen[str], seconds: float = 60) -> str:
-    """What it says until it ends; a process that does not is killed with all that it started, and fails the test."""
-    try:
-        shown, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        for pid in [*children(process.pid), process.pid]:
-            os.kill(pid, signal.SIGKILL)
-        raise
-    return shown or errors
-
-
-def begun(out_dir: Path, rows: int = 4) -> bool:
+def has_rows(out_dir: Path, rows: int = 4) -> bool:
     """Whether metrics.csv has so many rows, of which the first is step 0."""
     path = out_dir / "metrics.csv"
     return path.exists() and path.read_text().count("\n") > rows
@@ -207,16 +193,20 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_step(
 ) -> None:
     """SIGTERM reaches torchrun, which passes it on; SIGUSR1 reaches one of the two processes; Ctrl-C one alone."""
     run = [*small, "--max_iters=100000", "--lr_decay_iters=50", "--eval_interval=100000", "--log_interval=1"]
-    command = [*(TORCHRUN if processes == 2 else [sys.executable]), ROOT / "train.py", *run]
-    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        wait_for(lambda: begun(tmp_path / "run"))
-        os.kill(children(process.pid)[-1] if number == signal.SIGUSR1 else process.pid, number)
-        shown = rest_of(process)
+    command = [*TORCHRUN, str(ROOT / "train.py"), *run] if processes == 2 else ["train.py", *run]
+    if number == signal.SIGTERM:
+        command[0] = "torchrun of new processes"
+    with begun({"argv": command, "env": {"PYTHONPATH": ENV["PYTHONPATH"]}}) as process:
+        (pid,) = process.pids
+        wait_for(lambda: has_rows(tmp_path / "run"))
+        os.kill(children(pid)[-1] if number == signal.SIGUSR1 else pid, number)
+        end = process.end()
+    shown = end["out"] + end["err"]
     step = int(re.search(r"train.py: stopped after step (\d+); --init_from=auto resumes", shown)[1])  # type: ignore[index]
     assert [found.step for found in checkpoint.find(tmp_path / "run")] == [step]
     assert "Signal 9" not in shown
     if processes == 1:
-        assert process.returncode == 130 and "Traceback" not in shown
+        assert end["code"] == 130 and "Traceback" not in shown
     elif number == signal.SIGUSR1:
         assert "exitcode  : 130" in shown  # torchrun's report of its processes
     whole = [*small, f"--max_iters={step + 3}", "--lr_decay_iters=50", "--eval_interval=100000", "--log_interval=1"]
@@ -283,24 +273,21 @@ train.parallel.end(train.main(argv))
 
 @pytest.mark.parametrize("phase", ["preparation", "validation", pytest.param("compilation", marks=pytest.mark.long)])
 def test_ctrl_c_to_torchrun_ends_every_process_wherever_it_is(small: list[str], tmp_path: Path, phase: str) -> None:
-    """In a session of its own, as under a terminal: Ctrl-C reaches all of its processes, torchrun too."""
+    """Under a terminal Ctrl-C reaches torchrun alone, whose workers have sessions of their own."""
     (tmp_path / "rank.py").write_text(PHASES)
     command = [*TORCHRUN, tmp_path / "rank.py", tmp_path, phase, *small, "--eval_iters=0"]
     if phase == "compilation":
         command += ["--compile=None", "--n_embd=96"]  # from 100,000 parameters on the optimizer is compiled
-    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          start_new_session=True) as process:  # fmt: skip
-        assert process.stdout
-        seen = ""
-        while not {f"in {phase} 0", f"in {phase} 1"} <= {*seen.splitlines()}:
-            line = process.stdout.readline()
-            assert line, seen
-            seen += line
-        workers = children(process.pid)
-        begun = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)
-        seen += rest_of(process)
-        assert time.monotonic() - begun < 20, seen
+    said = tmp_path / "said.txt"
+    said.touch()
+    with begun({"argv": [*map(str, command)], "out": str(said)}) as process:
+        wait_for(lambda: {f"in {phase} 0", f"in {phase} 1"} <= {*said.read_text().splitlines()})
+        (pid,) = process.pids
+        workers = children(pid)
+        began = time.monotonic()
+        os.kill(pid, signal.SIGINT)
+        seen = process.end()["err"] + said.read_text()
+        assert time.monotonic() - began < 20, seen
     assert "Signal 9" not in seen and not any(Path(f"/proc/{pid}").exists() for pid in workers)
     found = [(found.step, found.val_loss) for found in checkpoint.find(tmp_path / "run")]
     if phase == "validation":
@@ -314,10 +301,10 @@ def test_a_signal_ends_a_real_compilation(small: list[str], tmp_path: Path) -> N
     env = ENV | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, ROOT / "train.py", *small, "--compile=None", "--n_embd=96"]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        wait_for(lambda: [*(tmp_path / "cache").rglob("*.main.cpp")] and begun(tmp_path / "run", 1), 300)
+        wait_for(lambda: [*(tmp_path / "cache").rglob("*.main.cpp")] and has_rows(tmp_path / "run", 1), 300)
         wait_for(lambda: len([*(tmp_path / "cache").rglob("*.main.cpp")]) >= 3, 300)  # the optimizer's, one by one
         process.send_signal(signal.SIGTERM)
-        assert "stopped before its first step" in rest_of(process)
+        assert "stopped before its first step" in process.communicate(timeout=60)[1]
     assert process.returncode == 130 and not checkpoint.find(tmp_path / "run")
     wait_for(lambda: not any(stat.read_text().split()[5] == str(process.pid) for stat in stats()), 10)  # no compiler
 
@@ -334,39 +321,37 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(small: list[str], t
 
 
 STUCK = """
-import sys, time, train
+import pathlib, time, train
 def stuck(*_):
     train.signals.between_steps_only()
-    print("stuck", flush=True)
+    pathlib.Path("stuck").touch()
     time.sleep(99)
 train.accumulate = stuck
-train.parallel.end(train.main(sys.argv[1:]))
 """
 
 
-def test_a_second_ctrl_c_ends_at_once(small: list[str]) -> None:
-    command = [sys.executable, "-c", STUCK, *small]
-    with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        while "stuck" not in process.stdout.readline():
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+def test_a_second_ctrl_c_ends_at_once(small: list[str], tmp_path: Path) -> None:
+    with begun({"argv": ["train.py", *small], "patch": STUCK, "cwd": str(tmp_path)}) as process:
+        wait_for((tmp_path / "stuck").exists)
+        (pid,) = process.pids
+        os.kill(pid, signal.SIGINT)
         time.sleep(0.5)
-        assert process.poll() is None  # the first one waits for the end of the step
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=5) == -signal.SIGINT
+        assert Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"  # the first one waits for the end of the step
+        os.kill(pid, signal.SIGINT)
+        assert process.end()["code"] == -signal.SIGINT
 
 
 NAN_ON_ONE_RANK = """
-import json, os, sys, torch, train
-kept, rank, before = [], int(os.environ["RANK"]), {}
+import json, pathlib, train
+kept, before = [], {}
 def keep(*args, build=train.optimizers.build, **kwargs):
     kept.append(build(*args, **kwargs))
     return kept[-1]
 def spoil(net, tokens, step, cfg, world, real=train.accumulate):
     if step == 6:  # what step 5 left behind
         after = state()
-        json.dump([before["x"] == after, int(kept[-1].skipped), after], open(f"{sys.argv[1]}/{rank}.json", "w"))
+        there = pathlib.Path(cfg.out_dir, f"{rank}.json")
+        there.write_text(json.dumps([before["x"] == after, int(kept[-1].skipped), after]))
     before["x"] = state()
     if step == 5 and rank == 1:
         handles = [p.register_hook(lambda g: g * float("nan")) for p in net.parameters()]
@@ -378,16 +363,12 @@ def state():
     sums = [p.double().sum().item() for group in kept[-1].param_groups for p in group["params"]]
     return [sums, kept[-1].coefficients]
 train.optimizers.build, train.accumulate = keep, spoil
-train.parallel.end(train.main(sys.argv[2:]))
 """
 
 
 def test_a_nan_on_one_process_skips_the_step_on_every_one(small: list[str], tmp_path: Path) -> None:
-    (tmp_path / "rank.py").write_text(NAN_ON_ONE_RANK)
-    command = [*TORCHRUN, tmp_path / "rank.py", tmp_path, *small]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    in_processes(tmp_path, (2, small, NAN_ON_ONE_RANK))
+    ranks = [json.loads((tmp_path / "run" / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     untouched, skipped, _ = ranks[0]
     assert untouched and skipped == 1
@@ -439,16 +420,16 @@ def test_torchrun_brings_back_a_run_of_which_a_process_hangs_and_one_dies(small:
     run = [*small, "--checkpoint_interval=2"]
     command = [*TORCHRUN, "--max-restarts=2", tmp_path / "rank.py", tmp_path, "5", "8", *run, "--init_from=auto",
                "--dist_timeout=12", f"--out_dir={tmp_path / 'troubled'}"]  # fmt: skip
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    (done,) = forked({"argv": [*map(str, command)]})
+    assert done["code"] == 0, done
     assert (tmp_path / "hang").exists() and (tmp_path / "die").exists()
     assert re.search(  # of either process, or both
         r"train.py: \d+ seconds without a step\. rank \d: in step 5, \S+ \((?:accumulate|backward)\); "
-        r"rank \d: in step 5, \S+ \((?:accumulate|backward)\)\. --init_from=auto resumes", done.stderr,
+        r"rank \d: in step 5, \S+ \((?:accumulate|backward)\)\. --init_from=auto resumes", done["err"],
     )  # fmt: skip
-    assert "rank.py:9 (accumulate)" in done.stderr and "Traceback" not in done.stderr
-    assert "train.py: rank 0 lost another process in step 8 (" in done.stderr
-    assert [line for line in done.stdout.splitlines() if "resuming" in line] == [
+    assert "rank.py:9 (accumulate)" in done["err"] and "Traceback" not in done["err"]
+    assert "train.py: rank 0 lost another process in step 8 (" in done["err"]
+    assert [line for line in done["out"].splitlines() if "resuming" in line] == [
         "resuming after step 4", "resuming after step 6"]  # fmt: skip
     in_processes(tmp_path, (2, run))
     ends_equal(tmp_path / "run", tmp_path / "troubled")

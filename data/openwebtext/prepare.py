@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cli  # noqa: F401 (before numpy, because of Ctrl-C)
+
+import numpy as np
 
 from data import preparation
 from data.documents import Documents

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import begun
 from tiny_set import prepare_in_small_batches, tiny_source
 
 import data.preparation
@@ -97,15 +99,13 @@ def test_it_goes_on_after_a_stop_between_any_two_files(
 
 
 KILLED = """
-import sys
+import pathlib, sys, time
 sys.path[:0] = {paths}
-import signal, time
 from tiny_set import tiny_source
 source = tiny_source()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 slow = lambda start: (time.sleep(0.02) or record for record in whole(start))
 whole, source.records = source.records, slow
-print("ready", flush=True)
+pathlib.Path({folder!r} + ".ready").touch()
 import data.preparation
 data.preparation.BATCH_CHARS = 50
 sys.argv[1:] = ["--out=" + {folder!r}, "--shard_tokens=300", "--threads=2"]
@@ -115,20 +115,21 @@ data.preparation.ArgumentParser(None, None).run(lambda _: source)
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_for_real(how: signal.Signals, tiny: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
+    folder, ready = tmp_path / "killed", tmp_path / "killed.ready"
     script = KILLED.format(paths=[str(ROOT), str(ROOT / "tests" / "data")], folder=str(folder))
     for wait in (0.05, 0.15):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stdout
-        process.stdout.readline()
-        time.sleep(wait)  # of at least 1.2 s
-        process.send_signal(how)
-        _, errors = process.communicate()
-        assert process.returncode == (130 if how == signal.SIGINT else -how)
-        assert how != signal.SIGINT or errors.splitlines()[-1] == "prepare.py: interrupted; repeat the command to go on"
-        assert "Traceback" not in errors and not (folder / "manifest.json").exists()
+        with begun({"argv": ["-c", script]}) as process:
+            until = time.monotonic() + 60
+            while not ready.exists():
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            ready.unlink()
+            time.sleep(wait)  # of at least 1.2 s
+            os.kill(process.pids[0], how)
+            end = process.end()
+        assert end["code"] == (130 if how == signal.SIGINT else -how)
+        assert how != signal.SIGINT or end["err"] == "prepare.py: interrupted; repeat the command to go on\n"
+        assert "Traceback" not in end["err"] and not (folder / "manifest.json").exists()
     prepare_in_small_batches(tiny_source(), folder)
     assert {k: v for k, v in contents(folder).items() if not k.startswith(".")} == contents(tiny)
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
+from processes import forked
 
 import data.download
 import data.tokenizer
@@ -230,11 +230,11 @@ def test_the_hub(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_network_for_the_tokenizer(tmp_path: Path) -> None:
     """In a process of its own, because tiktoken keeps what it loaded."""
     code = "from data.tokenizer import GPT2Tokenizer; GPT2Tokenizer().encode('x')"
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("DATA_MIRROR", "TIKTOKEN_CACHE_DIR")
-    } | {"TIKTOKEN_CACHE_DIR": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    last = done.stderr.strip().split("\n")[-1]
+    proxy = "http://127.0.0.1:9"
+    environment = {"TIKTOKEN_CACHE_DIR": str(tmp_path), "https_proxy": proxy, "HTTPS_PROXY": proxy}
+    unset = "import os; os.environ.pop('DATA_MIRROR', None)"
+    (end,) = forked({"argv": ["-c", code], "env": environment, "patch": unset})
+    last = end["err"].strip().split("\n")[-1]
     assert last.startswith("data.manifest.DataError: GPT-2's vocabulary is not in") and "copy that folder here" in last
 
 
@@ -355,7 +355,7 @@ def test_a_split_without_documents(gpt2: tiktoken.Encoding, tmp_path: Path) -> N
 
 
 def test_the_command_for_own_text(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "data/prepare.py"), f"--out={tmp_path / 'own'}", "--input"]
+    command = ["prepare.py", f"--out={tmp_path / 'own'}", "--input"]
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "cut')
     for arguments, message in (
         ([tmp_path / "a.jsonl"], "a.jsonl, line 2: not valid JSON"),
@@ -366,9 +366,9 @@ def test_the_command_for_own_text(tmp_path: Path) -> None:
         ([tmp_path / "a.jsonl", "--threads=x"], "argument --threads: invalid int value: 'x'"),
         ([tmp_path / "a.jsonl", f"--out={'x' * 300}"], "File name too long"),
     ):
-        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
-        assert done.returncode == 2 and message in done.stderr
-        assert done.stderr.startswith("prepare.py: ") and done.stderr.count("\n") == 1
+        (end,) = forked({"argv": [*command, *map(str, arguments)]})
+        assert end["code"] == 2 and message in end["err"]
+        assert end["err"].startswith("prepare.py: ") and end["err"].count("\n") == 1
 
 
 def test_unigram_entropy() -> None:
@@ -452,7 +452,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert "unigram entropy" in done.stderr
     assert json.loads((tmp_path / "new" / "folder" / "manifest.json").read_text())["name"] == "pystdlib"
     (tmp_path / "file").touch()
-    done = subprocess.run([*command[:2], f"--out={tmp_path / 'file'}"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("prepare.py: ") and done.stderr.count("\n") == 1
-    assert str(tmp_path / "file") in done.stderr
+    code = "import runpy, sys; sys.argv = argv; runpy.run_path(argv[0], run_name='__main__')"
+    (end,) = forked({"argv": ["-c", code, command[1], f"--out={tmp_path / 'file'}"]})
+    assert end["code"] == 2
+    assert end["err"].startswith("prepare.py: ") and end["err"].count("\n") == 1
+    assert str(tmp_path / "file") in end["err"]

@@ -5,19 +5,18 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from cli import Mistake
 
 import pytest
 from made_runs import leave
+from processes import begun
 
 import data
 import experiments
 import train
-from cli import Mistake
 from experiments import EXPERIMENTS, ablations, experiment, figure8, table3, table4, training_loss
 from experiments.__main__ import main, make
 from experiments.experiment import ROOT, Computation, Training, write
@@ -240,19 +239,19 @@ def test_what_ends_the_command_ends_the_runs_under_way(tmp_path: Path, number: i
     sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
     start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}"
     program = (
-        "import pathlib, signal, sys; import experiments.__main__ as command; from study.runner import Runner\n"
+        "import pathlib, signal, sys; import experiments.__main__ as command\n"
         f"signal.signal({int(number)}, signal.SIG_DFL)\n"  # the tests may run under nohup
         f"child = [sys.executable, '-c', {start!r}]\n"
         f"command.make = lambda runner, *given: runner.call(child, pathlib.Path({str(tmp_path / 'log')!r}))\n"
-        "sys.exit(command.main(['run', 'all']))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not ((log := tmp_path / "log").exists() and log.read_text().count("\n") == 2):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    assert "goes on from here" in process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    with begun({"argv": ["experiments", "run", "all"], "patch": program}) as process:
+        until = time.monotonic() + 60
+        while not ((log := tmp_path / "log").exists() and log.read_text().count("\n") == 2):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        os.kill(process.pids[0], number)
+        end = process.end()
+    assert "goes on from here" in end["err"] and end["code"] == 130
     for pid in log.read_text().split():
         until = time.monotonic() + 10  # the grandchild is init's to bury
         while (status := Path(f"/proc/{pid}/status")).exists() and "State:\tZ" not in status.read_text():

@@ -41,6 +41,7 @@ def adabelief(q, s, g, t):
     return m / (1 - q["beta1"] ** t) / ((v / (1 - q["beta2"] ** t)) ** 0.5 + q["eps"]), {"m": m, "s": v}
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_rule_of_one_s_own_learns_its_coefficients(compiled: bool) -> None:
     start = {"beta1": 0.9, "beta2": 0.99, "lr": 1.0}
@@ -63,7 +64,10 @@ class Cautious(Adam):
         return direction * (direction * g > 0), s
 
 
-def test_a_rule_with_a_mask_learns_the_same_compiled() -> None:
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_rule_with_a_mask_learns_the_same_compiled(real: bool, request: pytest.FixtureRequest) -> None:
+    if not real:
+        request.getfixturevalue("traced")
     seen = []
     for compiled in (True, False):
         params = parameters()

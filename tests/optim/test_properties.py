@@ -178,6 +178,7 @@ def test_a_saved_run_continues_bitwise(name: str) -> None:
         assert same(values(continued, again), values(optimizer, params))
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_learned_rate_continues_at_its_height_whatever_the_new_optimizer_began_with(compiled: bool) -> None:
     params, others = parameters(), parameters()

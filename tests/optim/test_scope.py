@@ -37,6 +37,7 @@ def step(params, optimizers, t: int) -> None:
 
 
 @pytest.mark.filterwarnings("error:the optimizer runs uncompiled")
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("order", ["coefficients_first", "weights_first"])
 @pytest.mark.parametrize("scope", SCOPES)

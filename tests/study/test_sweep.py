@@ -5,12 +5,11 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import begun, forked
 
 import sweep
 from runtime.optimizers import adapt
@@ -163,27 +162,26 @@ def test_a_sweep_killed_three_times_at_random_ends_with_the_same_table(folder: P
     """Killed outright, or asked to leave: runs that a killed sweep leaves behind are waited for."""
     slow = (folder / "train.py").read_text().replace("PAUSE = 0.0", "PAUSE = 0.02")
     (folder / "train.py").write_text(slow)
-    start = (
-        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import sweep, pathlib; "
-        "sweep.ROOT = pathlib.Path('.'); sys.exit(sweep.main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", start, "a.py", "--optimizer=adam,mada", "--seed=1..3", "--jobs=2"]
-    whole = subprocess.run([*command, "--out=out/whole"], capture_output=True, text=True, check=True)
+    job = {"patch": "import pathlib, sweep; sweep.ROOT = pathlib.Path('.')", "cwd": str(folder)}
+    command = ["sweep.py", "a.py", "--optimizer=adam,mada", "--seed=1..3", "--jobs=2"]
+    (whole,) = forked({"argv": [*command, "--out=out/whole"], **job})
     generator = random.Random(7)
     out = Path("out/killed")
     for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         more = rows_of(out) + generator.randint(5, 60)
-        log = Path("said.txt")
-        with log.open("w") as said, subprocess.Popen([*command, f"--out={out}"], stdout=said, stderr=said) as process:
+        log = folder / "said.txt"
+        log.write_text("")
+        with begun({"argv": [*command, f"--out={out}"], "out": str(log), **job}) as process:
             until = time.monotonic() + 120  # it listens to signals, and the runs are under way
             while not re.search("waiting|to go", log.read_text()) or rows_of(out) < more:
-                assert process.poll() is None and time.monotonic() < until
+                assert time.monotonic() < until
                 time.sleep(0.01)
-            os.kill(process.pid, kill)
-            assert process.wait() == (-kill if kill == signal.SIGKILL else 130)
-    rest = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, check=True)
-    assert len(table(whole.stdout)) == 2
-    assert table(rest.stdout) == table(whole.stdout)
+            os.kill(process.pids[0], kill)
+            assert process.end()["code"] == (-kill if kill == signal.SIGKILL else 130)
+    (rest,) = forked({"argv": [*command, f"--out={out}"], **job})
+    assert (whole["code"], rest["code"]) == (0, 0)
+    assert len(table(whole["out"])) == 2
+    assert table(rest["out"]) == table(whole["out"])
 
 
 def test_train_itself_is_swept(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
