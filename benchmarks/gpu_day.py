@@ -206,12 +206,12 @@ def main(argv: list[str]) -> int:
     make_folder(out)
     log = out / "log.txt"
     log.write_text("")
-    open_dataset("pystdlib", prepare=True)
     with tempfile.TemporaryDirectory(prefix="gpu_day-") as folder:
         work, cache = Path(folder), Path(folder) / "cache"
         environment = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
         done, day = [], parts(tiny, device, work)
         names = chosen(own["only"] or ",".join(part.name for part in day), [part.name for part in day])
+        open_dataset("pystdlib", prepare=True)
         for part in day:
             left = end_at - time.monotonic() - GRACE
             if part.name not in names:
