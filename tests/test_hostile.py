@@ -177,17 +177,17 @@ INTERRUPT = "import os, threading; threading.Timer({}, os.kill, (os.getpid(), 2)
 
 
 def test_ctrl_c_at_any_moment_is_no_traceback(made: Path, tmp_path: Path) -> None:
-    """As a timer sends it: in the reading of files, in the work, at the end."""
-    cases = [(name, seconds) for name in (*CONFIGS, *PARSERS) for seconds in (0.003, 0.05, 0.3)]
+    """As a timer sends it, in the reading of files and in the work."""
+    cases = [(name, seconds) for name in (*CONFIGS, *PARSERS) for seconds in (0.01, 0.2)]
     jobs = []
     for i, (name, seconds) in enumerate(cases):
         (out := tmp_path / str(i)).mkdir()
         argv = [name, *base(name, made, out), *(["--max_iters=999"] if name == "train.py" else [])]
-        jobs.append({"argv": argv, "patch": INTERRUPT.format(seconds), "cwd": str(out), "to the end": True})
+        jobs.append({"argv": argv, "patch": INTERRUPT.format(seconds), "cwd": str(out)})
     ends = forked(*jobs)
     assert sum(end["code"] == 130 for end in ends) > len(CONFIGS)
     for case, end in zip(cases, ends, strict=True):
-        assert told(end, {0, 130, -2}) == "" and end["err"].count("\n") <= 1 + (end["code"] == 0), (case, end)
+        assert told(end, {0, 130}) == "", (case, end)
 
 
 CONFIG_FILES = {  # a config file, and what is said of it
