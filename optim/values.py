@@ -35,7 +35,7 @@ def spans(groups: Sequence[Group], scope: str) -> list[slice]:
     return [slice(end - count, end) for count, end in zip(counts, itertools.accumulate(counts), strict=True)]
 
 
-def place(scope: str, rows: slice) -> tuple[Any, ...]:
+def index_of(scope: str, rows: slice) -> tuple[Any, ...]:
     """Where the values of a group are in a tensor of learned values."""
     return {"global": (), "group": (rows.start,), "tensor": (rows,)}[scope]
 
@@ -46,11 +46,11 @@ class Values:
     def __init__(self, options: Options, rule: str, lr: float, device: torch.device) -> None:
         self.options = options
         self.about = {"rule": rule, "learned": options.learned, "scope": options.scope}
-        self.fixed = [key_of(k) for k in options.fixed]
+        self.fixed_names = [key_of(k) for k in options.fixed]
         self.scope = options.scope if options.learned else "global"
         self.differ = False  # whether a fixed coefficient ever differed between groups: then each has its own
         self.owners: list[Any] = []  # groups or parameters, each with its own learned values; empty: all share them
-        self.rows: list[slice] = []  # of each group in the (owners, ...) tensors of scalars
+        self.owners_of_group: list[slice] = []  # the rows of each group in the (owners, ...) tensors of scalars
         self.shown: list[tuple[Group, dict[str, Any]]] = []  # each group, and what was put into it
         # In float64 where the device has that: in float32 0.9 + 1e-9 is 0.9.
         self.like: Any = {"device": device, "dtype": torch.float32 if device.type == "mps" else torch.float64}
@@ -71,17 +71,17 @@ class Values:
         row of each parameter, None where all share all values. Raises ValueError for a bad entry of a group."""
         asked = self.options
         tables = [self._checked(g, group) for g, group in enumerate(groups)]
-        fixed = [[float(group.get(key_of(k), asked.start[k])) for k in asked.fixed] for group in groups]
-        self.differ |= any(values != fixed[0] for values in fixed)
+        fixed_values = [[float(group.get(key_of(k), asked.start[k])) for k in asked.fixed] for group in groups]
+        self.differ |= any(values != fixed_values[0] for values in fixed_values)
         by = "group" if self.scope == "global" and self.differ else self.scope
-        self.rows = spans(groups, by)
-        group_of = [g for g, rows in enumerate(self.rows) for _ in range(rows.start, rows.stop)]
+        self.owners_of_group = spans(groups, by)
+        group_of = [g for g, rows in enumerate(self.owners_of_group) for _ in range(rows.start, rows.stop)]
 
         new = {}
         if self.differ:
-            new["fixed"] = self._tensor([fixed[g] for g in group_of]).view(-1, len(asked.fixed))
-        elif fixed:
-            new["fixed"] = self._tensor(fixed[0])
+            new["fixed"] = self._tensor([fixed_values[g] for g in group_of]).view(-1, len(asked.fixed))
+        elif fixed_values:
+            new["fixed"] = self._tensor(fixed_values[0])
         self.hyper = self._hyper([tables[g] for g in group_of])
         if self.scope != "global":
             before = {id(owner): row for row, owner in enumerate(self.owners)}
@@ -95,7 +95,7 @@ class Values:
         self.scalars = self.scalars._replace(**new)
 
         shown = {id(group): entries for group, entries in self.shown}
-        self._show(groups, fixed)
+        self._show(groups, fixed_values)
         for group, entries in self.shown:
             old = shown.get(id(group), {})  # what is in the group and is not our entry was written by the user
             group.update({k: v for k, v in entries.items() if k not in group or group[k] is old.get(k)})
@@ -120,9 +120,9 @@ class Values:
         mu, decay, weight = self._tensor(of_all).view(-1, 3).unbind(-1)
         return Hyper(rate, mu, low, high, decay.bool(), weight.bool())
 
-    def _entries(self, rows: slice, fixed: Sequence[float]) -> dict[str, Any]:
-        now, at, learned = self.scalars, place(self.scope, rows), self.options.learned
-        entries: dict[str, Any] = {**self.about, **dict(zip(self.fixed, fixed, strict=True))}
+    def _entries(self, rows: slice, fixed_values: Sequence[float]) -> dict[str, Any]:
+        now, at, learned = self.scalars, index_of(self.scope, rows), self.options.learned
+        entries: dict[str, Any] = {**self.about, **dict(zip(self.fixed_names, fixed_values, strict=True))}
         entries |= {key_of(k): now.q[(*at, j)] for j, k in enumerate(learned)}
         if "beta1" in entries:
             entries.setdefault("momentum", entries["beta1"])
@@ -132,28 +132,28 @@ class Values:
             entries |= {name: getattr(now, name) for name in OF_ALL if name != "lr_start" or "lr" in learned}
         return entries
 
-    def _show(self, groups: Sequence[Group], fixed: Sequence[Sequence[float]]) -> None:
-        each = zip(groups, self.rows, fixed, strict=True)
+    def _show(self, groups: Sequence[Group], fixed_values: Sequence[Sequence[float]]) -> None:
+        each = zip(groups, self.owners_of_group, fixed_values, strict=True)
         self.shown = [(group, self._entries(rows, values)) for group, rows, values in each]
 
     def show_again(self) -> None:
         """In a copy, whose groups may hold copies of the views."""
-        self._show([group for group, _ in self.shown], [[own[k] for k in self.fixed] for _, own in self.shown])
+        self._show([group for group, _ in self.shown], [[own[k] for k in self.fixed_names] for _, own in self.shown])
         for group, entries in self.shown:
             group.update(entries)
 
     def follow(self) -> bool:
         """Take over what was written into the groups. Returns whether they have to be laid out anew, because a fixed
         coefficient is now another one in some group. Raises ValueError for a value out of place."""
-        fixed = set()
+        edited = set()
         for g, (group, entries) in enumerate(self.shown):
             if not all(group.get(k) is entry for k, entry in entries.items()):
-                fixed |= self._take(g, group, entries)
-        values = [[entries[k] for k in self.fixed] for _, entries in self.shown if fixed]
+                edited |= self._take(g, group, entries)
+        values = [[entries[k] for k in self.fixed_names] for _, entries in self.shown if edited]
         if self.scalars.fixed.dim() == 1 and any(own != values[0] for own in values):
             return True
-        for j in (self.fixed.index(k) for k in fixed):
-            for rows, own in zip(self.rows, values, strict=True):
+        for j in (self.fixed_names.index(k) for k in edited):
+            for rows, own in zip(self.owners_of_group, values, strict=True):
                 self.scalars.fixed[(rows, j) if self.scalars.fixed.dim() == 2 else j].fill_(own[j])
         return False
 
@@ -165,7 +165,7 @@ class Values:
             written.setdefault("beta1", written.pop("momentum"))
         self._checked(g, group | written)
         for k, value in written.items():
-            if k in self.fixed:
+            if k in self.fixed_names:
                 entries[k] = float(value)
             elif not isinstance(entries[k], Tensor):  # rule, learned, scope: what a user writes there is undone
                 pass
@@ -176,7 +176,7 @@ class Values:
         if alias:
             entries["momentum"] = entries["beta1"]
         group.update(entries)
-        return written.keys() & {*self.fixed}
+        return written.keys() & {*self.fixed_names}
 
     def means(self, values: Tensor) -> list[float]:
         """Of K values, or the means over owners of (owners, K)."""
