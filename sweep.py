@@ -37,7 +37,7 @@ from study.runner import Runner
 from study.runs import differences, read_result, read_rows
 
 ROOT = Path(__file__).parent
-LEARNING_RATE, MIN_LR_RATIO = 6e-4, 0.1  # train.py's defaults
+LEARNING_RATE, MIN_LR = 6e-4, 6e-5  # train.py's defaults
 OWN_RATE = {"lion": 0.25}  # of the config files', for an optimizer that they are not written for: the paper's ratio
 WIDENINGS = 8  # of a grid, at most
 Settings = dict[str, str]
@@ -76,8 +76,8 @@ def lists_of(arguments: Sequence[str]) -> dict[str, list[str]]:
         numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
         if numbers:
             found[match[1]] = [str(i) for i in range(int(numbers[1]), int(numbers[2]) + 1)]
-        else:  # commas inside braces belong to a dict
-            found[match[1]] = re.findall(r"(?:[^,{]|\{[^}]*\})+", text) or [""]
+        else:  # commas inside brackets belong to a dict or a pair
+            found[match[1]] = re.findall(r"(?:[^,{(\[]|\{[^}]*\}|\([^)]*\)|\[[^\]]*\])+", text) or [""]
         if not found[match[1]]:
             raise Mistake(f"{argument}: an empty range")
     return found
@@ -96,7 +96,14 @@ def draw(lists: Mapping[str, Sequence[str]], trials: int) -> list[Settings]:
             raise Mistake(f"{values[0]}: a range to draw from needs 0 < low < high")
         return f"{math.exp(generator.uniform(math.log(low), math.log(high))):.3g}"
 
-    return [{name: value(values) for name, values in lists.items()} for _ in range(trials)]
+    found: dict[tuple[str, ...], Settings] = {}
+    for _ in range(100 * trials):
+        point = {name: value(values) for name, values in lists.items()}
+        if len(found) < trials:
+            found.setdefault(tuple(point.values()), point)
+    if len(found) < trials:
+        raise Mistake(f"--trials={trials}: these lists have only {len(found)} points")
+    return [*found.values()]
 
 
 def is_number(text: str) -> bool:
@@ -142,6 +149,8 @@ class Sweep:
     def run(self, arguments: Sequence[str]) -> int:
         """Everything: the plan, the runs, the comparison; the exit code."""
         lists = lists_of(arguments)
+        if self.options.tune and (self.options.runs or self.options.trials):
+            raise Mistake("--tune widens lists of numbers: leave out --runs and --trials")
         if self.options.tune:
             lists.setdefault("seed", ["1", "2"])
         self.named = [n for n, values in lists.items() if len(values) > 1 or (n == "seed" and self.options.tune)]
@@ -160,7 +169,7 @@ class Sweep:
     def points(self, lists: Mapping[str, Sequence[str]]) -> list[Settings]:
         """The settings of every run, seeds last, so that each point has its first seed early."""
         seeds = [{"seed": seed} for seed in lists.get("seed", ())] or [{}]
-        others = {name: values for name, values in lists.items() if name != "seed"}
+        others: Mapping[str, Sequence[str]] = {name: values for name, values in lists.items() if name != "seed"}
         if self.options.runs:
             try:
                 lines = read_text(expand(self.options.runs)).splitlines()
@@ -169,6 +178,9 @@ class Sweep:
             found = [lists_of(line.split()) for line in lines if line.strip() and not line.startswith("#")]
             if not found:
                 raise Mistake(f"--runs={self.options.runs} holds no run: write one's settings a line")
+            for name, values in (setting for point in (others, *found) for setting in point.items()):
+                if len(values) > 1:
+                    raise Mistake(f"--runs={self.options.runs}: {name} is a list: write a line for each run")
             base = [{name: values[0] for name, values in {**others, **point}.items()} for point in found]
             self.named = list(dict.fromkeys([*self.named, *(name for point in found for name in point)]))
         elif self.options.trials:
@@ -187,9 +199,9 @@ class Sweep:
                 optimizer = settings.get("optimizer", self.files.get("optimizer"))
                 share = 1.0 if optimizer == self.files.get("optimizer") else OWN_RATE.get(str(optimizer), 1.0)
                 rate = settings["learning_rate"] = f"{float(rate[1:]) * own * share:.6g}"
-            ratio = self.files["min_lr"] / own if {"min_lr", "learning_rate"} <= self.files.keys() else MIN_LR_RATIO
+            ratio = float(self.files.get("min_lr", MIN_LR)) / own if own else 0.0
             settings.setdefault("min_lr", f"{float(rate) * ratio:.6g}")
-        named = sorted(self.named, key=lambda name: name == "seed")  # last
+        named = sorted((name for name in self.named if name in settings), key=lambda name: name == "seed")  # last
         parts = [settings[name] if name == "optimizer" else f"{name}={settings[name]}" for name in named]
         name = re.sub(r"[^\w.,=+-]", "_", ",".join(parts)) or "run"
         return Trial(settings, self.out / name)
@@ -200,7 +212,11 @@ class Sweep:
             return False
         result = read_result(trial.folder)
         settings = {name: from_text(value) for name, value in trial.settings.items()}
-        if wrong := differences(read_files(self.options.configs, settings, adapt), result.facts["config"]):
+        asked = read_files(self.options.configs, settings, adapt)
+        asked |= {k: str(expand(v)) for k, v in asked.items() if isinstance(v, str) and v.startswith("~")}
+        if asked.get("coefficients_from"):
+            asked["coefficients"] = {}  # those that it found there
+        if wrong := differences(asked, result.facts["config"]):
             raise Mistake(f"{trial.folder} holds a run with {'; '.join(wrong)}: choose another --out")
         return result.state == "finished" or self.exits.get(trial.folder.name) == DIVERGED
 
@@ -223,7 +239,7 @@ class Sweep:
             def ended(name: str, error: BaseException | None) -> None:
                 kind = "failed" if error else "diverged" if self.exits.get(name) == DIVERGED else "finished"
                 ended_so_far[kind] += 1
-                write_json(self.state_path, self.exits)
+                write_json(self.state_path, dict(self.exits))  # other threads add to it
                 bar.write(f"{sum(ended_so_far.values())}/{len(left)} {name}: {error or kind}", file=sys.stdout)
 
             def tick() -> None:
@@ -260,6 +276,7 @@ class Sweep:
     def probe(self, trial: Trial) -> float:
         """Seconds that a run takes, from 10 of its steps, its first validation, and the start."""
         folder = self.out / ".probe"
+        shutil.rmtree(folder, ignore_errors=True)  # of a sweep that was interrupted then
         begun = time.perf_counter()
         self.train(trial, out_dir=folder, max_iters=10, warmup_iters=1, eval_interval=10, log_interval=1)
         wall = time.perf_counter() - begun
@@ -312,17 +329,23 @@ class Sweep:
 
 
 def beyond(best: Settings, grid: Sequence[Settings], axes: Sequence[str]) -> list[Settings]:
-    """One point further along each axis at whose end the best one lies, by the grid's last ratio there; decays (beta1,
-    beta2, ...) by that of 1 - beta. An end at 0 is not passed."""
+    """What has to be tried around the best point: along each axis its neighbours on the grid, and where it lies at an
+    end one point further, by the grid's last ratio there; decays (beta1, beta2, ...) by that of 1 - beta. An end at 0
+    is not passed."""
     found = []
     for name in axes:
-        values = sorted({float(point[name]) for point in grid})
-        for end, next_ in (values[:2], values[:-3:-1]) if len(values) > 1 else ():
-            if end != float(best[name]) or min(end, next_) <= 0:
+        texts = {float(point[name]): point[name] for point in grid}
+        row = {float(point[name]) for point in grid if all(point[k] == best[k] for k in axes if k != name)}
+        for values in (sorted(texts), sorted(texts, reverse=True)) if len(texts) > 1 else ():
+            at = values.index(float(best[name]))
+            if at:
+                found += [{**best, name: texts[values[at - 1]]}] if values[at - 1] not in row else []
                 continue
+            end, next_ = values[:2]
             decay = name.removeprefix("coefficients.").startswith("beta")
-            further = 1 - (1 - end) ** 2 / (1 - next_) if decay else end * end / next_
-            if further > 0:
+            further = 1 - (1 - end) ** 2 / (1 - next_) if decay else end * end / next_ if next_ > 0 else 2 * end
+            further = round(further) if all(text.isdigit() for text in texts.values()) else further
+            if further > 0 and further not in texts:
                 found.append({**best, name: f"{further:.6g}"})
     return found
 

@@ -70,14 +70,16 @@ def understood(optimizer: Any, state_dict: Mapping[str, Any]) -> tuple[dict[Tens
 
 def from_adam(optimizer: Any, states: dict[Tensor, Any], groups: list[dict[str, Any]]) -> tuple[Any, Any]:
     """The same of a torch Adam or AdamW: exact where the rule keeps m and v alone."""
+    if {"beta1", "beta2"} - optimizer.options.start.keys():
+        raise ValueError("a torch Adam has beta1 and beta2, which this rule lacks")
     if more := [field for field in optimizer.fields if field not in ADAM]:
         raise ValueError(f"a torch Adam has no {', '.join(more)}: make an optimizer that keeps m and v alone, as "
                          "HyperAdam, or MADA learning beta1, beta2 and c")  # fmt: skip
     found = {}
     for p, mine in optimizer.state.items():
         theirs = states[p] or {"step": 0, **{k: torch.zeros_like(p) for k in ADAM.values()}}  # it had no step
-        if more := [*(theirs.keys() - {"step", *ADAM.values()})]:
-            raise ValueError(f"{', '.join(more)} of a torch Adam has no counterpart here")
+        if odd := sorted(theirs.keys() ^ {"step", *ADAM.values()}):
+            raise ValueError(f"this is not the state of a torch Adam that has a counterpart here: {', '.join(odd)}")
         none = {k: 0 if k in COLUMNS else torch.zeros_like(p) for k in mine}  # no gradient is pending
         found[p] = none | {k: theirs[ADAM[k]] for k in optimizer.fields} | {"step": theirs["step"]}
     about = {"rule": optimizer.advance.__qualname__, "learned": optimizer.learned, "scope": optimizer.options.scope}

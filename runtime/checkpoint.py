@@ -302,7 +302,8 @@ def changes(saved: dict[str, Any], identity: dict[str, Any], config: dict[str, A
 def restore(saved: dict[str, Any], model: Any, optimizer: Any) -> None:
     """Load weights and optimizer state of a checkpoint, and remove them from `saved`. Weight decay and what is not
     learned stay as this run's config has them."""
-    own = [{k: group[k] for k in ("weight_decay", *optimizer.fixed) if k != "lr"} for group in optimizer.param_groups]
+    own = [{k: group[k] for k in ("weight_decay", *optimizer.fixed) if k != "lr" and k in group}
+           for group in optimizer.param_groups]  # fmt: skip
     try:
         if "shards" in saved:
             from runtime import shards

@@ -23,9 +23,13 @@ SHORT = 5e12  # floating-point operations of a micro-batch, 13 ms of an H100 at 
 
 def cuda_graph(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     """(what replays the kernels of a call of `function`, what it returned: tensors that each replay writes anew)."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            result = function()
+    except RuntimeError as error:  # raised by the end of the capture, which hides the reason and leaves its stream set
+        torch.cuda.set_stream(stream)
+        raise RuntimeError(str(error.__context__ or error)) from error
     return graph.replay, result
 
 

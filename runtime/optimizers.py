@@ -16,8 +16,9 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,10 @@ def adapt(settings: list[Setting]) -> Adapted:
     """Apply the settings of coefficients to the chosen optimizer (see `parse` in runtime/settings.py).
 
     `beta1 = 0.9` becomes an entry of `coefficients`, which start with the values of the rule. A coefficient that the
-    optimizer does not have is an error on the command line; in a config file it is ignored, with a note. Of `hyper_lr`
-    and `hyper_momentum` in a config file written for another optimizer, only entries for coefficients that this one
-    learns by default are used.
+    optimizer does not have is an error on the command line; in a config file it is ignored, with a note. Of a config
+    file written for another optimizer only constants are used and coefficients that both have with the same default and
+    box (beta1 of MADA and Adam, not of Lion), and of `hyper_lr` and `hyper_momentum` entries for what this one learns
+    by default.
     """
     settings = [s._replace(value=_spec(s)) if s.key == "optimizer" else s for s in settings]
     spec, written_for = DEFAULT, {}  # the second: {config file: the optimizer chosen at its end}
@@ -122,6 +124,10 @@ def adapt(settings: list[Setting]) -> Adapted:
         if field not in defaults:  # `beta1 = 0.9`
             field, entry = "coefficients", setting.key
         last_set[field] = setting.where
+        foreign = bool(setting.file) and written_for[setting.file] != spec
+        if setting.key == "hyper_lr" and not rule and foreign and setting.value is not None:
+            ignored[""]["hyper_lr"] = None
+            continue
         if setting.key == "hyper_lr" and rule and type(setting.value) in (int, float):  # one for all
             setting = setting._replace(value=dict.fromkeys(rule.learns or rule.table, setting.value))
         if not entry and field != "coefficients":  # replaces earlier settings and their errors
@@ -129,26 +135,45 @@ def adapt(settings: list[Setting]) -> Adapted:
         if not entry and not (isinstance(setting.value, dict) and all(isinstance(k, str) for k in setting.value)):
             merged[field] = defaults[field] if setting.value is None else setting.value
             continue
-        foreign = bool(setting.file) and written_for[setting.file] != spec
-        known = names if field == "coefficients" else [*(rule.learns if foreign else names), "lr"] if rule else []
+        if entry and field == "hyper_momentum" and type(merged[field]) in (int, float) and merged[field]:
+            errors[field].append(f"{setting.where}: {field} is {merged[field]} for all: write a dict instead")
+            continue
+        if not foreign:
+            known = names if field == "coefficients" else [*names, "lr"] if rule else []
+        elif field == "coefficients":
+            mine, theirs = _declared(spec), _declared(written_for[setting.file])
+            known = [name for name in names if name in theirs and theirs[name] == mine[name]]
+        else:
+            known = [*rule.learns] if rule else []
         kept: dict[str, Any] = {}
         for name, value in ({entry: setting.value} if entry else setting.value).items():
             if rule and name in known and field == "coefficients" and type(value) not in (int, float, type(None)):
                 errors[field].append(f"{setting.where}: {name} must be a number, not {value!r}")
             elif name in known or (field == "coefficients" and not rule and not foreign):
-                kept[name] = defaults[field].get(name) if value is None else value
+                default = defaults[field]
+                kept[name] = (default.get(name) if isinstance(default, dict) else None) if value is None else value
             elif setting.file and value is not None:
                 ignored.setdefault("" if field == "coefficients" else f"{field} of ", {})[name] = None
             elif value is not None:
                 errors[field].append(f"{setting.where}: {_unknown(name, field, spec, names)}")
         replace = field != "coefficients" and not entry and not foreign
         merged[field] = kept if replace or not isinstance(merged[field], dict) else merged[field] | kept
-    if isinstance(merged["coefficients"], dict):
-        merged["coefficients"] = {name: value for name, value in merged["coefficients"].items() if value is not None}
+    for field, found in merged.items():
+        if isinstance(found, dict):
+            merged[field] = {name: value for name, value in found.items() if value is not None}
     listed = "; ".join(field + ", ".join(left) for field, left in ignored.items() if left)
     notes = [f"optimizer={spec} ignores these settings of the config files: {listed}"] if listed else []
     result = [Setting(last_set[field], field, value) for field, value in merged.items()]
     return Adapted([*others, *result], names, [e for of_field in errors.values() for e in of_field], notes)
+
+
+def _declared(spec: str) -> dict[str, Any]:
+    """The coefficients of a rule, and None for its constants; {} for any other optimizer."""
+    try:
+        rule = load(spec)
+    except ConfigError:
+        return {}
+    return {**rule.table, **dict.fromkeys(rule.constants)} if is_rule(rule) else {}
 
 
 def _spec(setting: Setting) -> str:
@@ -194,8 +219,11 @@ def problems(cfg: Any) -> Iterator[tuple[str, str]]:
         return
     except (ValueError, TypeError) as error:
         yield fields, f"optimizer={cfg.optimizer}: {error}"
-    if cfg.cuda_graph and not is_rule(load(cfg.optimizer)):
-        yield "cuda_graph optimizer", f"cuda_graph=True is for a rule of optim/ or your own, not {cfg.optimizer}"
+    if not is_rule(load(cfg.optimizer)):
+        sharded = cfg.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE") or 1) > 1
+        for name, value, wrong in (("cuda_graph", True, cfg.cuda_graph), ("parallel", "fsdp", sharded)):
+            if wrong:
+                yield f"{name} optimizer", f"{name}={value} is for a rule of optim/ or your own, not {cfg.optimizer}"
 
 
 def table() -> str:
@@ -223,7 +251,9 @@ def build(cfg: Any, model: Any, compile: bool | None = None, **more: Any) -> Any
     groups = model.param_groups(cfg.weight_decay)
     if is_rule(factory):
         return factory(groups, **_rule_arguments(cfg), compile=compile, **more)
-    return TorchOptimizers(_torch_optimizers(factory, cfg, groups, model), cfg.learning_rate, cfg.grad_clip or math.inf)
+    names = ["lr_scale", *(name.removeprefix("adamw_") for name in cfg.coefficients)]
+    made = _torch_optimizers(factory, cfg, groups, model)
+    return TorchOptimizers(made, cfg.learning_rate, cfg.grad_clip or math.inf, names)
 
 
 def _rule_arguments(cfg: Any) -> dict[str, Any]:
@@ -273,7 +303,12 @@ def _call(factory: Any, groups: list[dict[str, Any]], keywords: dict[str, Any]) 
         accepted = None
     if accepted is not None and all(p.name != "weight_decay" and p.kind != p.VAR_KEYWORD for p in accepted):
         del keywords["weight_decay"]  # the param groups have it
-    optimizer = factory(groups, **keywords)
+    try:
+        optimizer = factory(groups, **keywords)
+    except (ValueError, TypeError):
+        raise
+    except Exception as error:  # of any type: it is code of others
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     for needed in ("param_groups", "step", "zero_grad", "state_dict", "load_state_dict"):
         if not hasattr(optimizer, needed):
             raise ValueError(f"it made a {type(optimizer).__name__}, which is not a torch optimizer (no {needed})")
@@ -288,10 +323,11 @@ class TorchOptimizers:
     """
 
     learned: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
 
-    def __init__(self, optimizers: list[Any], learning_rate: float, max_grad_norm: float) -> None:
-        self.optimizers, self.max_grad_norm = optimizers, max_grad_norm
+    def __init__(
+        self, optimizers: list[Any], learning_rate: float, max_grad_norm: float, fixed: Sequence[str] = ()
+    ) -> None:
+        self.optimizers, self.max_grad_norm, self.fixed = optimizers, max_grad_norm, tuple(fixed)
         self.coefficients: dict[str, float] = {}
         self.hypergradients: dict[str, float] = {}
         self.grad_norm: Tensor | None = None

@@ -34,6 +34,7 @@ from optim.values import key_of
 from runtime.movement import Movement, describe, movement
 from runtime.out_dir import set_aside
 from runtime.records import COLUMNS, parse_metrics, rows_until
+from runtime.settings import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PERCENT = (0, 25, 50, 75, 100)  # quantiles over tensors
@@ -89,7 +90,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, columns: list[str], saved: str = "") -> None:
         rows = parse_metrics(saved)
-        if rows:  # a resumed run may learn another coefficient, which adds columns
+        if rows:  # the rule of a resumed run may have got another coefficient since
             columns = [*rows[0], *(name for name in columns if name not in rows[0])]
         self._path, self._columns, self._text = path, columns, [_csv(columns, rows, header=True)]
         self._unwritten, self._warned = self._text[0].encode(), False
@@ -263,7 +264,11 @@ class Recorder:
             names = {id(p): name for name, p in model.named_parameters()}
             self._names = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
             path, columns = out_dir / "tensors.csv", ["step", "parameter", *map(key_of, optimizer.learned)]
-            self._tensors = MetricsFile(path, columns, rows_until(path, begin.step) if resumed else "")
+            try:
+                before = rows_until(path, begin.step) if resumed else ""
+            except ConfigError:  # damaged: MetricsFile moves it away
+                before = ""
+            self._tensors = MetricsFile(path, columns, before)
         self._wandb = Wandb(out_dir, config, begin.saved is not None) if config["wandb_log"] else None
         self._progress = Progress(begin.step, config["max_iters"])
 

@@ -79,6 +79,7 @@ def test_hyper_rates_written_for_another_optimizer_stay_for_what_this_one_learns
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--hyper_momentum=0.5", "--hyper_momentum.rho=0.9"], "--hyper_momentum.rho=0.9: hyper_momentum is 0.5"),
         (["--optimizer=adam", "--beta3=0.5"], "--beta3=0.5: adam has no coefficient 'beta3', it has beta1, beta2, eps"),
         (["--optimizer=sgd", "--momntum=1"], "--momntum=1: unknown key 'momntum', did you mean 'momentum'?"),
         (["--optimizer=sgd", "--coefficients.momntum=1"], "--coefficients.momntum=1: sgd has no coefficient 'momntum', "
@@ -100,6 +101,40 @@ def test_hyper_rates_written_for_another_optimizer_stay_for_what_this_one_learns
 def test_a_mistake_about_the_optimizer_has_one_line(arguments: list[str], message: str) -> None:
     (line,) = mistakes(*arguments)
     assert line.startswith(message)
+
+
+def test_a_file_for_mada_leaves_the_coefficients_of_others_alone(tmp_path: Path, capsys) -> None:
+    """Lion's beta1 is not Adam's, whatever its name; beta1 of Adam is that of MADA."""
+    mada = file(tmp_path, "beta1 = 0.8\nbeta2 = 0.9\neps = 1e-7\nhyper_lr = {'beta1': 1e-4, 'lr': 1e-8}\n")
+    assert config(mada, "--optimizer=lion").coefficients == {"beta1": 0.95, "beta2": 0.98}
+    assert "ignores these settings of the config files: beta1, beta2, eps; hyper_lr of" in capsys.readouterr().err
+    adan = config(mada, "--optimizer=adan", "--beta2=0.97").coefficients
+    assert adan == {"beta1": 0.98, "beta2": 0.97, "beta3": 0.92, "eps": 1e-7}
+    adam = config(mada, "--optimizer=adam")
+    assert adam.coefficients == {"beta1": 0.8, "beta2": 0.9, "eps": 1e-7} and adam.hyper_lr == {}
+
+
+def test_one_rate_for_all_in_a_file_is_nothing_to_a_torch_optimizer(tmp_path: Path, capsys) -> None:
+    assert config(file(tmp_path, "hyper_lr = 1e-3\n"), "--optimizer=torch.optim:AdamW").hyper_lr == {}
+    assert "ignores these settings of the config files: hyper_lr" in capsys.readouterr().err
+
+
+def test_none_is_the_default_in_every_dictionary() -> None:
+    arguments = ("--hyper_momentum.beta1=None", "--box.beta1=None", "--coefficients.beta1=None")
+    cfg = config("--optimizer=adam", "--hyper_lr.beta1=None", *arguments)
+    assert (cfg.hyper_momentum, cfg.box, cfg.hyper_lr, cfg.coefficients["beta1"]) == ({}, {}, {}, 0.9)
+
+
+def test_a_torch_optimizer_is_not_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = mistakes("--optimizer=torch.optim:AdamW", "--parallel=fsdp")
+    assert "parallel=fsdp is for a rule of optim/ or your own, not torch.optim:AdamW" in said
+
+
+@pytest.mark.parametrize("what", ["raise KeyError(3)", "assert False, 'why'"])
+def test_a_function_that_fails_says_how(tmp_path: Path, what: str) -> None:
+    (line,) = mistakes(f"--optimizer={file(tmp_path, f'def build(groups, lr, weight_decay): {what}')}:build")
+    assert line.endswith(":build: KeyError: 3" if "Key" in what else ":build: AssertionError: why")
 
 
 def test_a_file_that_fails_says_how(tmp_path: Path) -> None:
@@ -179,6 +214,7 @@ def test_coefficients_of_groups_and_of_tensors_are_recorded_resumed_and_drawn(sm
         run = [*small, f"--scope={scope}", f"--out_dir={folder}"]
         if again:  # in two parts
             assert train.main([*run, "--max_iters=6", "--lr_decay_iters=12"]) == 0
+            shutil.copytree(folder, damaged := tmp_path / "damaged")
         assert train.main([*run, "--init_from=auto"]) == 0
         ends[scope, again] = rows(folder)[-1]
         assert (folder / "tensors.png").exists() == (scope == "tensor")
@@ -192,6 +228,10 @@ def test_coefficients_of_groups_and_of_tensors_are_recorded_resumed_and_drawn(sm
     last = {line[1]: float(line[2]) for line in tensors if line[0] == "12"}
     assert len(last) == 15 and "transformer.h.1.attn.c_attn.weight" in last and max(last.values()) == high
     assert len(tensors) == 1 + 15 * 3  # at steps 0, 6 and 12
+    (damaged / "tensors.csv").write_text((was := (damaged / "tensors.csv").read_text()).replace(",", ";", 30))
+    assert train.main([*small, "--scope=tensor", f"--out_dir={damaged}", "--init_from=auto"]) == 0  # no copy of it
+    assert len((damaged / "tensors.csv").read_text().splitlines()) == 1 + 15 * 1
+    assert (damaged / "previous-1" / "tensors.csv").read_text().replace(";", ",") == was
     assert optimizers.final_coefficients(str(tmp_path / "group-False"), SIX).keys() == {*SIX}
 
 
@@ -223,6 +263,16 @@ def test_a_function_of_the_users_keeps_the_ratio_of_its_rates(small: list[str]) 
     assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0, pytest.approx(0.1)]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert train.main([*small, "--hyper_lr=None", "--hyper_momentum=0.0", f"--optimizer={OWN}:build"]) == 0
+
+
+def test_a_resumed_run_has_the_keywords_of_its_own_config() -> None:
+    """Which torch's load_state_dict overwrites by the checkpoint's."""
+    common = ["--optimizer=torch.optim:Muon", "--min_lr=0", "--coefficients.adamw_lr=1e-3"]
+    before, model = torch_optimizer(*common, "--learning_rate=0.02", "--coefficients.adamw_betas=(0.9, 0.95)")
+    after, other = torch_optimizer(*common, "--learning_rate=0.01", "--coefficients.adamw_betas=(0.5, 0.95)")
+    checkpoint.restore({"model": model.state_dict(), "optimizer": before.state_dict(), "path": "x"}, other, after)
+    assert [group["lr_scale"] for group in after.param_groups] == [1.0, 0.1, 0.1]
+    assert [group["betas"] for group in after.param_groups[1:]] == [(0.5, 0.95)] * 2
 
 
 def test_a_torch_optimizer_is_clipped_and_skips_what_is_not_finite() -> None:

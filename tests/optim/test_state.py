@@ -14,6 +14,7 @@ import problem
 import pytest
 import torch
 import torch.distributed as dist
+from own_rule import AdaMomentum
 from problem import error, groups, loss, parameters
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -116,6 +117,17 @@ def test_its_own_state_may_be_loaded() -> None:
     assert all(torch.equal(optimizer.state[p][k], v) for k, v in before.items())
 
 
+def test_what_only_looks_like_an_adam_is_refused() -> None:
+    theirs, params = parameters(), parameters()
+    state = trained_state(torch.optim.AdamW(theirs), theirs)
+    with pytest.raises(ValueError, match="a torch Adam has beta1 and beta2, which this rule lacks"):
+        AdaMomentum(params).load_state_dict(state)
+    for own in state["state"].values():
+        del own["exp_avg_sq"]
+    with pytest.raises(ValueError, match="not the state of a torch Adam that has a counterpart here: exp_avg_sq"):
+        Adam(parameters()).load_state_dict(state)
+
+
 def trained_state(optimizer: RuleOptimizer | torch.optim.Optimizer, params) -> dict:
     loss(params, 1).backward()
     optimizer.step()
@@ -126,7 +138,7 @@ def trained_state(optimizer: RuleOptimizer | torch.optim.Optimizer, params) -> d
     "foreign, message",
     [
         (lambda p: torch.optim.SGD(p), "not of one of these optimizers: groups have dampening"),
-        (lambda p: torch.optim.AdamW(p, amsgrad=True), "max_exp_avg_sq of a torch Adam has no counterpart"),
+        (lambda p: torch.optim.AdamW(p, amsgrad=True), "a counterpart here: max_exp_avg_sq"),
         (lambda p: torch.optim.Adam(p, weight_decay=0.1), "weight_decay=0.1 of a torch Adam is not decoupled"),
         (lambda p: Yogi(p), "another rule, Yogi"),  # whose fields are Adam's
         (lambda p: SGD(p), "another rule, SGD"),

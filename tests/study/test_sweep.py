@@ -1,5 +1,6 @@
 """sweep.py with a program in the place of train.py whose losses are a formula, and once with train.py itself."""
 
+import itertools
 import json
 import os
 import random
@@ -71,10 +72,11 @@ def table(out: str) -> list[str]:
 
 
 def test_lists_ranges_and_dicts_are_told_apart() -> None:
-    given = ["--seed=1..3", "--learning_rate=1e-3,x2", "--hyper_lr={'rho': 1, 'c': 2},{}", "--compile"]
+    given = ["--seed=1..3", "--learning_rate=1e-3,x2", "--hyper_lr={'rho': 1, 'c': 2},{}", "--compile",
+             "--coefficients.betas=(0.9, 0.999),(0.8, 0.95)", "--box.rho=[0, 1]"]
     assert sweep.lists_of(given) == {
         "seed": ["1", "2", "3"], "learning_rate": ["1e-3", "x2"], "hyper_lr": ["{'rho': 1, 'c': 2}", "{}"],
-        "compile": ["True"],
+        "compile": ["True"], "coefficients.betas": ["(0.9, 0.999)", "(0.8, 0.95)"], "box.rho": ["[0, 1]"],
     }  # fmt: skip
     for wrong in ("-seed=1", "seed", "--seed=3..1"):
         with pytest.raises(ValueError, match=re.escape(wrong)):
@@ -88,6 +90,35 @@ def test_points_drawn_are_log_uniform_and_the_same_each_time() -> None:
     assert 1e-4 <= min(rates) < 1.5e-4 and 7e-3 < max(rates) <= 1e-2
     assert 150 < sum(rate < 1e-3 for rate in rates) < 250
     assert {point["optimizer"] for point in points} == {"adam", "mada"}
+
+
+def test_points_drawn_of_lists_are_different() -> None:
+    lists = {"learning_rate": ["1e-3", "2e-3"], "optimizer": ["adam", "mada"]}
+    points = sweep.draw(lists, 4)
+    assert len({tuple(point.values()) for point in points}) == 4
+    with pytest.raises(ValueError, match="--trials=5: these lists have only 4 points"):
+        sweep.draw(lists, 5)
+
+
+def grid(**axes: list[str]) -> list[dict[str, str]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+@pytest.mark.parametrize("best, points, expected", [
+    ({"a": "2"}, grid(a=["1", "2", "4"]), []),
+    ({"a": "4"}, grid(a=["1", "2", "4"]), [{"a": "8"}]),
+    ({"a": "1.", "b": "3"}, grid(a=["1.", "2."], b=["3", "9"]), [{"a": "0.5", "b": "3"}, {"a": "1.", "b": "1"}]),
+    ({"beta2": "0.99"}, grid(beta2=["0.9", "0.99"]), [{"beta2": "0.999"}]),
+    ({"a": "0"}, grid(a=["0", "0.1"]), []),  # a natural end
+    ({"a": "0.1"}, grid(a=["0", "0.1"]), [{"a": "0.2"}]),
+    ({"a": "12"}, grid(a=["8", "12"]), [{"a": "18"}]),
+    ({"a": "8"}, grid(a=["8", "12"]), [{"a": "5"}]),  # whole numbers stay whole
+    ({"a": "2", "b": "1e0"}, [*grid(a=["2", "4"], b=["1e0", "3"]), {"a": "1", "b": "3"}],
+     [{"a": "1", "b": "1e0"}, {"a": "2", "b": "0.333333"}]),  # a = 1 was tried at another b alone
+])  # fmt: skip
+def test_what_is_tried_beyond_a_grid(best: dict, points: list[dict], expected: list[dict]) -> None:
+    found = sweep.beyond(best, points, [*best])
+    assert sorted(map(str, found)) == sorted(map(str, expected))
 
 
 def test_a_sweep_runs_the_product_names_what_differs_and_compares(folder: Path, capsys) -> None:
@@ -138,11 +169,24 @@ def test_a_plan_runs_nothing_but_a_probe(folder: Path, capsys) -> None:
 
 
 def test_a_file_of_runs(folder: Path, capsys) -> None:
-    lines = ("# two", "--optimizer=adam --learning_rate=0.004", "--optimizer=mada --learning_rate=0.002")
+    lines = ("# two", "--optimizer=adam", "--optimizer=mada --learning_rate=0.002")
     Path("runs.txt").write_text("\n".join(lines) + "\n")
     assert sweep.main(["a.py", "--runs=runs.txt", "--seed=1,2"]) == 0
     assert "4 runs in 2 groups" in capsys.readouterr().out
     assert Path("out/sweep/mada,learning_rate=0.002,seed=2/metrics.csv").is_file()
+    assert Path("out/sweep/adam,seed=1/metrics.csv").is_file()
+    for wrong in (["--tune"], ["--learning_rate=1e-3,2e-3"]):
+        assert sweep.main(["a.py", "--runs=runs.txt", *wrong]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["sweep.py: --tune widens lists of numbers: leave out --runs and --trials",
+                    "sweep.py: --runs=runs.txt: learning_rate is a list: write a line for each run"]  # fmt: skip
+
+
+def test_a_probe_that_was_interrupted_is_forgotten(folder: Path) -> None:
+    probe = Path("out/sweep/.probe")
+    probe.mkdir(parents=True)
+    (probe / "metrics.csv").write_text("step,of,another,run\n9,1,1,1\n")
+    assert sweep.main(["a.py", "--seed=1,2", "--plan"]) == 0 and not probe.exists()
 
 
 def test_tune_widens_until_the_optimum_is_inside_and_runs_fresh_seeds(folder: Path, capsys) -> None:
