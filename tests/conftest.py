@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import small_run
+from processes import forked_call, small_run
 
 from data import preparation
 from data.tokenizer import CharTokenizer
 from runtime import figure
+from study import runner
 
 torch.set_num_threads(1)
 
@@ -41,6 +42,12 @@ def undrawn() -> Iterator[None]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw their picture."""
     monkeypatch.setattr(figure, "draw", DRAW)
+
+
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of sweeps and experiments are forked, one at a time."""
+    monkeypatch.setattr(runner.Runner, "call", forked_call)
 
 
 @pytest.fixture(scope="session")

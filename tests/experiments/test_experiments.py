@@ -145,6 +145,7 @@ def test_a_folder_that_is_in_the_way_fails_its_run_alone(
     assert "stale-1-perplexity: not made" in out
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_run_that_diverged_is_recorded_as_that(elsewhere: Path, corpus: str) -> None:
     (elsewhere / "train.py").symlink_to(ROOT / "train.py")
     settings = {"dataset": corpus, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "max_iters": 50,
@@ -185,6 +186,7 @@ def test_a_loss_that_is_no_number_is_never_recorded_as_one(elsewhere: Path) -> N
     assert record is not None and record["final"] == {"diverged": True} and "curve" not in record
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_real_run_is_resumed_recorded_evaluated_and_fine_tuned(
     elsewhere: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

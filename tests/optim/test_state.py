@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import io
 import json
 import os
@@ -238,6 +239,7 @@ def test_a_run_sharded_by_fsdp2_goes_on_in_another_number_of_processes(tmp_path)
 
 
 if __name__ == "__main__":  # forked from one process, because importing torch is what costs
+    importlib.import_module("torch.distributed.fsdp")
     for ranks in (3, 3, 2, 1):  # of three, one has no part of the last bias; the first three save
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

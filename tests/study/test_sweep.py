@@ -228,6 +228,7 @@ def test_a_sweep_killed_three_times_at_random_ends_with_the_same_table(folder: P
     assert table(rest["out"]) == table(whole["out"])
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_train_itself_is_swept(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     model = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=2", "--max_iters=12"]
