@@ -45,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(experiment, "RECORDS", folder / "records")
         (folder / "config").symlink_to(ROOT / "config")
         for each in EXPERIMENTS.values():
-            for run in each.runs("laptop"):
+            for run in each.runs_at("laptop"):
                 if isinstance(run, Training) and run.name == "grid/adam-0.99-0.99":
                     leave(run)
                     record = run.made_record(gave_up=True)
@@ -70,7 +70,7 @@ def test_the_report_shows_the_records(built: Path) -> None:
     assert "| MADA-FS minus MADA (from beta3 = 0.9, rho = 0) | 3 | +0.0000 [" not in markdown
     assert "| MADA-FS minus MADA (from beta3 = 0.9, rho = 0) | 3 | +0.2500 [+0.2500, +0.2500] |" in markdown
     assert re.search(r"\| Adam \| 1\.0\d+ \| .* \| diverged \| 11 of 12 \| \d+% \| 0\.94 at", markdown)
-    assert "2,400 windows of 64 tokens of the training split" in markdown
+    assert "200 batches of windows spread evenly over the training split" in markdown
     for path in re.findall(r"\]\((figures/.*?)\)", markdown):
         assert (built / path).stat().st_size > 5000
     assert (built / "figures" / "photo.png").exists()
@@ -84,7 +84,7 @@ def test_the_report_shows_the_records(built: Path) -> None:
 def test_any_one_record_is_enough_to_show(name: str, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "ROOT", built)
     monkeypatch.setattr(experiment, "RECORDS", built / "records")
-    found = experiment.without_diverged(experiment.records(EXPERIMENTS[name].runs("laptop")))[0]
+    found = experiment.without_diverged(experiment.records(EXPERIMENTS[name].runs_at("laptop")))[0]
     kinds = {path.rpartition("-")[0]: path for path in found}  # one of each
     for path in kinds.values():
         assert EXPERIMENTS[name].show("laptop", {path: found[path]})
