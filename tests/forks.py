@@ -10,6 +10,7 @@ A job: {"argv": ["train.py", ...], "seconds": until it is killed, "out": what it
 processes", whose workers start as a user's do.
 """
 
+import gc
 import json
 import os
 import resource
@@ -150,6 +151,7 @@ def results(jobs: Iterable[dict | list[dict]]) -> Iterable[dict | list[dict] | l
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported is garbage for nobody: processes need not look at it, nor copy it
     answers = os.fdopen(os.dup(1), "w")
     for answer in results(map(json.loads, iter(sys.stdin.readline, ""))):
         print(json.dumps(answer), file=answers, flush=True)

@@ -225,7 +225,7 @@ def work(rank: int, ranks: int, folder: str, port: int) -> None:
 
 def test_a_run_sharded_by_fsdp2_goes_on_in_another_number_of_processes(tmp_path) -> None:
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True, timeout=900,
                           env=os.environ | {"PYTHONPATH": str(root)})  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == 4, done.stderr
