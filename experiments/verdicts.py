@@ -215,6 +215,8 @@ def of_tuning() -> Iterator[Verdict]:
         ("control sign_beta2", "adam"): "... and on beta2 alone they beat tuned constants",
         ("avgrad", "adam"): "AVGrad beats Adam, both tuned (ours)",
         ("muon", "adam"): "Muon beats Adam, both tuned (ours)",
+        ("schedule_free", "adam"): "Schedule-Free AdamW beats Adam, both tuned (ours)",
+        ("soap", "adam"): "SOAP beats Adam, both tuned (ours)",
     }
     for (key, against), claim in claims.items():
         difference = signed_rank(losses.get(against, {}), losses.get(key, {}))

@@ -106,6 +106,7 @@ def tuned() -> Iterator[tuple[str, list[float]]]:
         "... and the constants that they": ("sign", "control-sign_fs"),
         "... and on beta2": ("control-sign_beta2", "adam"),
         "AVGrad beats": ("avgrad", "adam"), "Muon beats": ("muon", "adam"),
+        "Schedule-Free": ("schedule_free", "adam"), "SOAP beats": ("soap", "adam"),
     }  # fmt: skip
     for claim, (key, against) in claims.items():
         if key in losses and against in losses:

@@ -15,7 +15,6 @@ import problem
 import pytest
 import torch
 import torch.distributed as dist
-from own_rule import AdaMomentum
 from problem import error, groups, loss, parameters
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -119,6 +118,8 @@ def test_its_own_state_may_be_loaded() -> None:
 
 
 def test_what_only_looks_like_an_adam_is_refused() -> None:
+    from own_rule import AdaMomentum  # tests/ is on no path where this file runs as a program
+
     theirs, params = parameters(), parameters()
     state = trained_state(torch.optim.AdamW(theirs), theirs)
     with pytest.raises(ValueError, match="a torch Adam has beta1 and beta2, which this rule lacks"):
