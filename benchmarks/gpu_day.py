@@ -73,7 +73,7 @@ def parts(tiny: bool, device: str, work: Path) -> list[Part]:
     cached = ("0.8M-mada", "11M-mada", "11M-mada-deterministic")
     soak = ["benchmarks.soak", "config/shakespeare_char.py", "--dataset=pystdlib", "--deterministic", "--max_iters=400",
             "--checkpoint_interval=40", "--eval_interval=200", "--eval_iters=64", "--log_interval=1", "--flat=1",
-            f"--out={work / 'soak.json'}", "--hours=0.0125", "--between=16,20", *here]  # fmt: skip
+            f"--out={work / 'soak.json'}", "--hours=0.0125", "--between=1,3", *here]  # fmt: skip
     if tiny:
         soak += ["--max_iters=60", "--checkpoint_interval=5", "--hours=0.03"]
     grid = ["experiments", *(["list"] if tiny else ["run", "figure8", "--scale=gpu", "--jobs=6"])]

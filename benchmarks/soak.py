@@ -2,13 +2,13 @@
 
     python -m benchmarks.soak config/quickstart.py [--key=value ...] [--hours=2] [--between=60,300] [--seed=1]
 
-First the undisturbed run, then for `hours` one run after another: every 60 to 300 seconds (`between`) a signal, SIGKILL
-three times of four and otherwise SIGTERM, after which `--init_from=auto` resumes it. Each finished run must have the
-rows (except for seconds) and the last checkpoint of the undisturbed one, bit by bit. A "life" is one process of a run.
-Its anonymous memory (without the page cache: mapped tokens, libraries) is read every 2 seconds; from its first save to
-its last step, the mean of the last third of the readings may be at most 3% (`--flat=0.03`) above that of the first
-third (saves and validations move single readings by as much). The run that is going on when the time is over is
-finished without more kills. Exit code 1: something was not equal or not flat.
+First the undisturbed run, then for `hours` one run after another: 60 to 300 seconds (`between`) after each first save of
+a process a signal, SIGKILL three times of four and otherwise SIGTERM, after which `--init_from=auto` resumes it. Each
+finished run must have the rows (except for seconds) and the last checkpoint of the undisturbed one, bit by bit. A
+"life" is one process of a run. Its anonymous memory (without the page cache: mapped tokens, libraries) is read twice a
+second; from its first save to its last step, the mean of the last third of the readings may be at most 3%
+(`--flat=0.03`) above that of the first third (saves and validations move single readings by as much). The run that is
+going on when the time is over is finished without more kills. Exit code 1: something was not equal or not flat.
 """
 
 import random
@@ -30,11 +30,11 @@ from runtime import checkpoint, parallel
 from runtime.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERY = 2.0  # seconds between two readings
+EVERY = 0.5  # seconds between two readings
 
 
 def live(argv: list[str], out_dir: Path, seconds: float, number: int) -> dict[str, Any]:
-    """One life of a run, ended after `seconds` by a signal if it has not ended before."""
+    """One life of a run, ended `seconds` after its first save by a signal if it has not ended before."""
     command = [sys.executable, "train.py", *argv, f"--out_dir={out_dir}", "--init_from=auto"]
     before, samples, begun = newest(out_dir), [], time.monotonic()
     saved = float("inf")  # when this life's first save was seen
@@ -46,7 +46,7 @@ def live(argv: list[str], out_dir: Path, seconds: float, number: int) -> dict[st
             if now := status("RssAnon", process.pid):
                 samples.append({"seconds": age, "step": step, "anonymous": round(now / 2**20, 1)})  # MB
                 saved = min(saved, age if step > max(before, 0) else saved)
-            if age > seconds:
+            if age - saved > seconds:
                 process.send_signal(number)
                 seconds = float("inf")
     end = newest(out_dir) if process.returncode == 0 else float("inf")  # after its last step it draws its figure
