@@ -5,8 +5,8 @@
 First the undisturbed run, then for `hours` one run after another: 60 to 300 seconds (`between`) after the first save of
 each process a signal, SIGKILL three times of four and otherwise SIGTERM, after which `--init_from=auto` resumes the
 run. When finished it must have the rows (except for seconds) and the last checkpoint of the undisturbed one, bit by
-bit. A "life" is one process of a run. Its anonymous memory (without the page cache: mapped tokens, libraries) is read twice a
-second; from its first save to its last step, the mean of the last third of the readings may be at most 3%
+bit. A "life" is one process of a run. Its anonymous memory (without the page cache: mapped tokens, libraries) is read
+twice a second; from its first save to its last step, the mean of the last third of the readings may be at most 3%
 (`--flat=0.03`) above that of the first third (saves and validations move single readings by as much). The run that is
 going on when the time is over is finished without more kills. Exit code 1: something was not equal or not flat.
 """
