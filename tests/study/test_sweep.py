@@ -240,3 +240,7 @@ def test_train_itself_is_swept(corpus: str, tmp_path: Path, monkeypatch: pytest.
     assert "3 runs in 3 groups, " in out and "torch.optim:AdamW" in out and "Hyper rates, mada" in out
     assert sweep.main([*common, optimizers, "--learning_rate=0.01", "--seed=1"]) == 0
     assert "3 ended before, 0 to go" in capsys.readouterr().out
+    kept = ["--optimizer=mada", "--hyper_lr={}", "--coefficients_from=out/sweep/mada", "--out=out/kept"]
+    assert sweep.main([*common, *kept]) == 0  # its config.json holds what it found there
+    capsys.readouterr()
+    assert sweep.main([*common, *kept]) == 0 and "1 ended before, 0 to go" in capsys.readouterr().out
