@@ -14,6 +14,7 @@ from importlib import import_module
 
 from .experiment import Experiment
 
-NAMES = ("tuned", "regret", "placebo", "table2", "seeds", "table3", "table4", "table5", "figure3", "figure5", "regime",
-         "figure8", "figure9", "figure1", "proposition1", "appendix_d", "ablations", "gpt2")  # fmt: skip
+NAMES = ("tuned", "large_batch", "regret", "placebo", "table2", "seeds", "table3", "table4", "table5", "figure3",
+         "figure5", "regime", "figure8", "figure9", "figure1", "proposition1", "appendix_d", "ablations",
+         "gpt2")  # fmt: skip
 EXPERIMENTS: dict[str, Experiment] = {name: Experiment.of(import_module(f".{name}", __package__)) for name in NAMES}
