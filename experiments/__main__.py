@@ -45,12 +45,10 @@ def main(argv: list[str]) -> int:
             chosen = named(arguments.name)
             return make(runner, chosen, arguments.scale, arguments.only, arguments.jobs, arguments.again)
     elif arguments.command == "report":
-        from .report import write_report, write_results
+        from .report import write_report
 
         for path in write_report(list(EXPERIMENTS.values()), expand(arguments.folder)):
             print(path)
-        if arguments.folder == HERE:
-            print(write_results(EXPERIMENTS["table2"]))
     else:
         one = all_runs(EXPERIMENTS.values(), arguments.scale)[arguments.run]
         assert isinstance(one, Computation)

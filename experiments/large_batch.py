@@ -71,10 +71,15 @@ def arms() -> dict[str, Arm]:
     found = dict(ARMS)
     for name, source in KEPT.items():
         if record := run(source, ARMS[source]).record():
-            kept = {key: f"{value:g}" for key, value in learned(record).items()}
-            settings = {"eps": "1e-6", "optimizer": "mada", "hyper_lr": "0"} | kept
-            found[name] = Arm(f"What it learned, kept: {ARMS[source].label}", settings)
+            found[name] = kept(source, record)
     return found
+
+
+def kept(source: str, record: Record) -> Arm:
+    """The constants at which an arm's record ends."""
+    settings = {"eps": "1e-6", "optimizer": "mada", "hyper_lr": "0"}
+    settings |= {name: f"{value:g}" for name, value in learned(record).items()}
+    return Arm(f"What it learned, kept: {ARMS[source].label}", settings)
 
 
 def runs(scale: str) -> Sequence[Computation]:
@@ -88,12 +93,15 @@ def by_arm(records: Mapping[str, Record]) -> dict[str, Record]:
     return {name: records[f"large_batch/{name}"] for name in arms() if f"large_batch/{name}" in records}
 
 
+def size(found: Mapping[str, Record]) -> str:
+    parameters, tokens = next(iter(found.values()))["parameters"], int(COMMON["batch_size"]) * int(COMMON["block_size"])
+    return f"{parameters:,} parameters, {tokens:,} tokens a step, {COMMON['max_iters']} steps"
+
+
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     found, labels = by_arm(records), {name: arm.label for name, arm in arms().items()}
-    parameters = next(iter(records.values()))["parameters"]
-    tokens = int(COMMON["batch_size"]) * int(COMMON["block_size"])
     about = (
-        f"{parameters:,} parameters, {tokens:,} tokens a step, {COMMON['max_iters']} steps. Three learning rates, "
+        f"{size(found)}. Three learning rates, "
         f"seeds {TUNED_ON} at each, widened until the lowest mean loss lies inside; then {FRESH} fresh seeds there, "
         "paired by seed. Differences, intervals and p by Wilcoxon's signed ranks, p with Holm's correction over all "
         f"rows. Equal: the 95% interval lies within {EQUAL} nats."

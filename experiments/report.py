@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data.manifest import make_folder
-from study.page import Table, Text, markdown_table, render, rich, whole_page
+from study.page import Table, Text, render, rich, whole_page
 
 from . import verdicts
-from .experiment import HERE, PAPER, ROOT, SCALES, Experiment, Record, records, without_diverged
+from .experiment import HERE, PAPER, SCALES, Experiment, Record, records, without_diverged
 
 TITLE = "Reproducing MADA: tables and figures from records"
 ABOUT = {
@@ -92,27 +92,3 @@ def section(experiment: Experiment, figures: Path) -> Iterator[tuple[str, str]]:
     if absent:
         words = f"Not run: {'; '.join(absent)}. `python -m experiments run {experiment.name} --scale=...` makes them."
         yield words, f'<p class="scale">{rich(words)}</p>'
-
-
-COLUMNS = ("optimizer", "n", "validation loss", "minus Adam's", "paper's, minus Adam's")
-
-
-def write_results(table2: Experiment, path: Path = ROOT / "docs/RESULTS.md") -> Path:
-    """Write table 2 at the laptop's scale, its main columns, as a page that README links to; return its path."""
-    found, lost = without_diverged(records(table2.runs("laptop")))
-    parts = [
-        "# Validation losses at a laptop's scale",
-        "Written by `python -m experiments report`; do not edit. All tables and figures: "
-        "[experiments/report.md](../experiments/report.md).",
-        *([lost] if lost else []),
-    ]
-    if found:
-        words, full, *_ = table2.show("laptop", found)
-        assert isinstance(words, Text) and isinstance(full, Table)
-        columns = [list(full.header).index(name) for name in COLUMNS]
-        parts += [words.words.partition(" Losses in nats")[0],
-                  markdown_table(Table(COLUMNS, [[row[i] for i in columns] for row in full.rows]))]  # fmt: skip
-    else:
-        parts.append("No run of table 2 is recorded.")
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path

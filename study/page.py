@@ -34,6 +34,11 @@ th:first-child, td:first-child { position: sticky; left: 0; background: #fff; wh
 
 
 @dataclass(frozen=True)
+class Heading:
+    words: str
+
+
+@dataclass(frozen=True)
 class Text:
     words: str
 
@@ -56,7 +61,7 @@ class Figure:
     size: tuple[float, float] = (8.0, 4.0)  # inches
 
 
-Block = Text | Table | Figure
+Block = Heading | Text | Table | Figure
 
 
 def whole_page(title: str, body: str) -> str:
@@ -89,6 +94,8 @@ def _cell(column: str, text: str) -> str:
 def render(block: Block, picture_path: Path) -> tuple[str, str]:
     """Markdown and HTML of one block; a figure is also written to `picture_path`, which the Markdown names as
     FOLDER/NAME.png, relative to the folder above."""
+    if isinstance(block, Heading):
+        return f"### {block.words}", f"<h3>{html.escape(block.words)}</h3>"
     if isinstance(block, Text):
         return block.words, f"<p>{rich(block.words)}</p>"
     if isinstance(block, Table):

@@ -2,7 +2,6 @@
 
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,25 +108,6 @@ def test_all_devices_are_named() -> None:
                          "dataset": "words"}, "parameters": 6}  # fmt: skip
     found = {device: record | {"device": device} for device in ("cuda:0", "cpu")}
     assert language.about(found).endswith("on cpu and cuda:0.")
-
-
-def test_the_results_page_has_table_2s_main_columns(elsewhere: Path) -> None:
-    (elsewhere / "config").rename(elsewhere / "other")
-    (elsewhere / "config").symlink_to(ROOT / "config")
-    for run in EXPERIMENTS["table2"].runs("laptop"):
-        if run.name in ("adam-1", "mada-1"):
-            assert isinstance(run, Training)
-            leave(run, gain=0.25 if run.name == "mada-1" else 0.0)
-            run.execute(Runner(experiment.ROOT))
-    page = elsewhere / "RESULTS.md"
-    nothing = replace(EXPERIMENTS["table2"], runs=lambda scale: ())
-    report.write_results(nothing, page)
-    assert "No run of table 2 is recorded." in page.read_text()
-    report.write_results(EXPERIMENTS["table2"], page)
-    text = page.read_text()
-    assert "| MADA (from beta3 = 0.9, rho = 0) | 1 | 1.7500 | -0.2500 (n = 1, no test) | -0.0150 |" in text
-    report.write_results(EXPERIMENTS["table2"], page)
-    assert page.read_text() == text
 
 
 def test_the_same_records_make_the_same_report(built: Path) -> None:

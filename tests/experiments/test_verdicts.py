@@ -12,6 +12,13 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 LAPTOP = ROOT / "experiments/records/laptop"
+TABLE2 = {
+    "MADA ends below Adam (": ("mada", "adam"), "MADA from AVGrad ends below Adam": ("mada_rho0", "adam"),
+    "... and below AVGrad": ("mada_rho0", "avgrad"), "MADA-FS, what": ("mada_fs", "mada"),
+    "From poor betas": ("mada_poor", "adam_poor"), "AVGrad ends below Adam": ("avgrad", "adam"),
+    "HyperAdam ends below Adam": ("hyperadam", "adam"), "Lion ends below Adam": ("lion", "adam"),
+    "Adan ends below Adam": ("adan", "adam"),
+}  # fmt: skip
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -52,13 +59,10 @@ def expected() -> Iterator[tuple[str, list[float]]]:
     rows = ("adam", "mada", "mada_rho0", "mada_fs", "mada_poor", "adam_poor", "avgrad", "hyperadam", "lion", "adan",
             "mada_rho0_fs", "mada_shakespeare", "adam_999")  # fmt: skip
     losses = {row: its for row, its in finals("*.json", "val_loss").items() if row in rows}
-    yield "MADA ends below Adam (", difference(losses, "mada", "adam")
-    yield "MADA from AVGrad ends below Adam", difference(losses, "mada_rho0", "adam")
-    yield "... and below AVGrad", difference(losses, "mada_rho0", "avgrad")
-    yield "MADA-FS, what", difference(losses, "mada_fs", "mada")
-    yield "From poor betas", difference(losses, "mada_poor", "adam_poor")
-    for name, row in {"AVGrad": "avgrad", "HyperAdam": "hyperadam", "Lion": "lion", "Adan": "adan"}.items():
-        yield f"{name} ends below Adam", difference(losses, row, "adam")
+    yield from tuned()
+    yield from large_batch()
+    for claim, pair in TABLE2.items():
+        yield claim, difference(losses, *pair)
     yield "Fine-tuned", difference(finals("finetune/*.json", "loss_on_train"), "mada", "adam")
     for model, name in {"cnn": "5-layer CNN", "resnet9": "ResNet-9"}.items():
         found = finals(f"cifar/{model}-*.json", "accuracy")
@@ -83,21 +87,45 @@ def expected() -> Iterator[tuple[str, list[float]]]:
     yield "Under proposition 1", [100 * printed, 2, 0]  # the 2 of beta2
     cost = {row["optimizer"]: row["adamw"][0] for row in record("cost/480")["rows"]}
     yield "An iteration with MADA", [cost["mada"]]
-    yield from tuned()
     yield from placebos()
-    at_256 = {row.removesuffix("-256"): its for row, its in finals("regime/*-256-*.json", "val_loss").items()}
-    for key, against in (("mada_rho0", "avgrad"), ("mada_rho0", "adam"), ("mada_poor", "adam_poor"), ("mada", "adam"),
-                         ("avgrad", "adam")):  # fmt: skip
-        if len(at_256.get(key, {}).keys() & at_256.get(against, {})) > 1:
-            yield "At 256 sequences", difference(at_256, key, against)
     for batch in (12, 256):
         yield "The coefficients go", [*signs(batch)]
 
 
+def large_batch() -> Iterator[tuple[str, list[float]]]:
+    losses = fresh("large_batch")
+    claims = TABLE2 | {
+        "At a large batch MADA from Adam (0.9, 0.95)": ("mada_adam", "adam"),
+        "... and Adam with beta2": ("mada_adam", "adam_99"),
+        "... and the constants that it learned": ("mada_adam", "mada_adam_fs"),
+        "At a large batch sign steps": ("sign", "adam"),
+        "... and the constants that they learned": ("sign", "sign_fs"),
+        "... and Adam with betas (0.8, 0.999)": ("sign", "adam_08_999"),
+        "... and on beta2 alone they": ("sign_beta2", "adam"),
+    }
+    for claim, (key, against) in claims.items():
+        if key in losses and against in losses:
+            yield claim, signed_ranks(losses[key], losses[against])
+
+
+def fresh(folder: str) -> dict[str, dict[int, float]]:
+    """{arm: {seed: loss}} of the sweeps' records."""
+    arms = {path.stem: json.loads(path.read_text()) for path in LAPTOP.glob(f"{folder}/*.json") if "-" not in path.stem}
+    return {name: dict(zip(arm["seeds"], arm["val_loss"], strict=True)) for name, arm in arms.items()}
+
+
+def signed_ranks(first: dict[int, float], second: dict[int, float]) -> list[float]:
+    """Hodges and Lehmann's median, the interval that Wilcoxon's test does not reject, and its p."""
+    points = np.array([first[seed] - second[seed] for seed in first.keys() & second])
+    n = len(points)
+    walsh = np.sort([(points[i] + points[j]) / 2 for i in range(n) for j in range(i, n)])
+    reject = [stats.wilcoxon(points - w, method="exact", zero_method="zsplit").pvalue < 0.05 for w in walsh]
+    kept = walsh[~np.array(reject)]
+    return [np.median(walsh), kept[0], kept[-1], stats.wilcoxon(points, method="exact").pvalue]
+
+
 def tuned() -> Iterator[tuple[str, list[float]]]:
-    arms = {path.stem: json.loads(path.read_text()) for path in LAPTOP.glob("tuned/*.json") if "-" not in path.stem}
-    losses = finals("tuned/control-*.json", "val_loss")
-    losses |= {name: dict(zip(arm["seeds"], arm["val_loss"], strict=True)) for name, arm in arms.items()}
+    losses = finals("tuned/control-*.json", "val_loss") | fresh("tuned")
     claims = {
         "MADA from (0.9, 0.95) beats": ("mada", "adam"), "... and the constants that it": ("mada", "control-fs"),
         "... and Adam with betas": ("mada", "control-adam"), "MADA from Adam's best": ("mada_best", "adam"),
@@ -110,12 +138,7 @@ def tuned() -> Iterator[tuple[str, list[float]]]:
     }  # fmt: skip
     for claim, (key, against) in claims.items():
         if key in losses and against in losses:
-            points = np.array([losses[key][s] - losses[against][s] for s in losses[key].keys() & losses[against]])
-            n = len(points)
-            walsh = np.sort([(points[i] + points[j]) / 2 for i in range(n) for j in range(i, n)])
-            reject = [stats.wilcoxon(points - w, method="exact", zero_method="zsplit").pvalue < 0.05 for w in walsh]
-            kept = walsh[~np.array(reject)]
-            yield claim, [np.median(walsh), kept[0], kept[-1], stats.wilcoxon(points, method="exact").pvalue]
+            yield claim, signed_ranks(losses[key], losses[against])
 
 
 def placebos() -> Iterator[tuple[str, list[float]]]:
@@ -150,7 +173,8 @@ def signs(batch: int) -> tuple[int, int]:
 def page() -> list[list[str]]:
     text = (ROOT / "experiments/report.md").read_text()
     table = text.partition("## Verdicts")[2].partition("\n## ")[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"][2:]
+    lines = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| claim |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_every_number_of_the_verdicts_follows_from_the_records(page: list[list[str]]) -> None:
