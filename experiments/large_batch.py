@@ -20,38 +20,37 @@ from .tuning import EQUAL, FRESH, TUNED_ON, Arm, figure, learned, losses_of, tab
 SCALES = ("laptop",)
 IN_ALL = False
 
+# With a warm-up of 30 steps one seed in two of so narrow a model ends 0.15 above the others, at 100 none does.
 OVERLAYS = ("config/tiny.py",)
 COMMON = {"learning_rate": "8e-3,16e-3,32e-3", "batch_size": "256", "block_size": "32", "max_iters": "300",
-          "warmup_iters": "30", "eval_interval": "100"}  # fmt: skip
+          "warmup_iters": "100", "eval_interval": "100"}  # fmt: skip
 BASELINE = "adam"
-START = {"hyper_start": "30"}  # the end of the warm-up
 SIGN = {"hyper_optimizer": "sign", "hyper_space": "log", "hyper_momentum": "0", "hyper_lr": "1e-2",
         "box": "{'beta2': (0.501, 0.9999)}"}  # fmt: skip
 
 
-def row(key: str, **settings: str) -> Arm:
+def row(key: str) -> Arm:
     """A row of table 2."""
     its = language.ROWS[key]
-    return Arm(its.label, {name: str(value) for name, value in its.settings.items()} | settings, its.config)
+    return Arm(its.label, {name: str(value) for name, value in its.settings.items()}, its.config)
 
 
 ARMS = {
     "adam": row("adam"),
-    "mada_rho0": row("mada_rho0", **START),
+    "mada_rho0": row("mada_rho0"),
     "avgrad": row("avgrad"),
-    "mada_adam": Arm("MADA from Adam, Shakespeare setting", {"eps": "1e-6"} | START),
+    "mada_adam": Arm("MADA from Adam, Shakespeare setting", {"eps": "1e-6"}),
     "adam_99": Arm("Adam, beta2 = 0.99", {"beta2": "0.99"}, "gpt2_adam"),
-    "mada": row("mada", **START),
-    "sign": Arm("MADA from Adam, sign steps in log space", {"eps": "1e-6"} | START | SIGN),
-    "mada_poor": row("mada_poor", **START),
+    "mada": row("mada"),
+    "sign": Arm("MADA from Adam, sign steps in log space", {"eps": "1e-6"} | SIGN),
+    "mada_poor": row("mada_poor"),
     "adam_poor": row("adam_poor"),
-    "hyperadam": row("hyperadam", **START),
+    "hyperadam": row("hyperadam"),
     "adam_999": row("adam_999"),
     "lion": Arm("Lion", {"learning_rate": "1e-3,2e-3,4e-3"}, "gpt2_lion"),
     "adan": row("adan"),
-    "sign_beta2": Arm("Adam, sign steps on beta2 alone",
-                      START | SIGN | {"hyper_lr": "{'beta2': 1e-2}"}, "gpt2_adam"),
-    "sign_above": Arm("MADA from beta2 = 0.9995, sign steps", {"eps": "1e-6", "beta2": "0.9995"} | START | SIGN),
+    "sign_beta2": Arm("Adam, sign steps on beta2 alone", SIGN | {"hyper_lr": "{'beta2': 1e-2}"}, "gpt2_adam"),
+    "sign_above": Arm("MADA from beta2 = 0.9995, sign steps", {"eps": "1e-6", "beta2": "0.9995"} | SIGN),
     "adam_08_95": Arm("Adam, betas (0.8, 0.95)", {"beta1": "0.8"}, "gpt2_adam"),
     "adam_08_999": Arm("Adam, betas (0.8, 0.999)", {"beta1": "0.8", "beta2": "0.999"}, "gpt2_adam"),
 }  # fmt: skip

@@ -22,7 +22,7 @@ h2 { margin-top: 3rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 figcaption { color: #555; font-size: .9rem; }
 table { border-collapse: collapse; margin-bottom: 1rem; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e5e5e5; vertical-align: top; }
-th { vertical-align: bottom; } td { white-space: nowrap; } td.words { white-space: normal; min-width: 8rem; }
+th { vertical-align: bottom; } td { white-space: nowrap; } td.words { white-space: normal; min-width: 5rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; white-space: normal; min-width: 11rem; }
 @media (max-width: 40rem) { body { margin: 1rem auto; } h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; }
        table, tbody, tr, td { display: block; } th { display: none; }
