@@ -8,12 +8,13 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
+from cli import Mistake
 
 from study.page import COLORS, Figure, Table
 from study.runs import Result, read_result
@@ -23,6 +24,8 @@ from .experiment import ROOT, Computation, Record
 
 TUNED_ON, FRESH = "1,2", 10  # seeds at each point of a grid; how many others at the lowest
 EQUAL = 0.005  # nats: two losses whose difference certainly lies within this count as equal, stated before the runs
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,10 @@ class Arm:
 
 
 def learned(record: Record) -> dict[str, float]:
-    """The coefficients at the end of an arm's runs, means over the fresh seeds."""
-    return {name: float(f"{mean(values):.6g}") for name, values in record["coefficients"].items()}
+    """The coefficients at the end of an arm's runs, means over the seeds it was tuned on; in the records of before
+    2026-11-27 over the fresh ones."""
+    ends = record["learned" if "learned" in record else "coefficients"]
+    return {name: float(f"{mean(values):.6g}") for name, values in ends.items()}
 
 
 def tune(folder: str, settings: Mapping[str, Any]) -> Record:
@@ -65,11 +70,14 @@ def record_of(results: Sequence[Result], axes: Sequence[str], tuned_on: set[int]
     for key, of_a_point in points.items():
         losses = [result.final.get("val_loss") for result in of_a_point if result.seed in tuned_on]
         grid.append({"point": dict(zip(axes, json.loads(key), strict=True)), "val_loss": losses})
-    means = [mean([math.inf if loss is None else loss for loss in point["val_loss"]]) if point["val_loss"] else math.inf
-             for point in grid]  # fmt: skip
+    means = [mean([math.inf if loss is None else loss for loss in point["val_loss"]])
+             if len(point["val_loss"]) == len(tuned_on) else math.inf for point in grid]  # fmt: skip
     chosen = grid[means.index(min(means))]["point"]
-    fresh = sorted((r for r in points[json.dumps([*chosen.values()])] if r.seed not in tuned_on), key=lambda r: r.seed)
+    there = sorted(points[json.dumps([*chosen.values()])], key=lambda r: r.seed)
+    fresh = [r for r in there if r.seed not in tuned_on]
     ended = [r for r in fresh if r.state == "finished"]
+    if not ended:
+        raise Mistake(f"all {len(fresh)} fresh seeds at {chosen} diverged")
     columns = [name for name in ended[0].rows[-1] if name in ended[0].config and ended[0].rows[-1][name] is not None]
     curves = [result.curve("val_loss") for result in ended]
     return {
@@ -80,6 +88,7 @@ def record_of(results: Sequence[Result], axes: Sequence[str], tuned_on: set[int]
         **{kind: [r.final[kind] for r in ended] for kind in ("val_loss", "train_loss", "seconds")},
         "curves": {"step": sorted(curves[0]), "val_loss": [[c[step] for step in sorted(c)] for c in curves]},
         "coefficients": {name: [r.rows[-1][name] for r in ended] for name in columns},
+        "learned": {name: [r.rows[-1][name] for r in there if r.seed in tuned_on] for name in columns},
         "final": {"val_loss": mean([r.final["val_loss"] for r in ended])},
     }  # fmt: skip
 
@@ -104,27 +113,47 @@ def losses_of(found: Mapping[str, Record]) -> dict[str, Losses]:
     return {name: dict(zip(r["seeds"], r["val_loss"], strict=True)) for name, r in found.items()}
 
 
-def table(found: Mapping[str, Record], labels: Mapping[str, str], baseline: str) -> Table:
-    """A row for each arm, the lowest median loss first; differences from the baseline with Holm's correction."""
+def table(found: Mapping[str, Record], labels: Mapping[str, str], baseline: str, plateau: float | None = None,
+          test: bool = True) -> Table:  # fmt: skip
+    """A row for each arm, the lowest median loss first, with its difference from the baseline.
+
+    plateau   losses above it are counted, and a second difference leaves the pairs with one out
+    test      give p with Holm's correction, and a verdict; a label whose arm is not recorded counts as a comparison
+    """
     losses = losses_of(found)
     base = losses.get(baseline, {})
-    differences = {name: signed_rank(base, its) for name, its in losses.items() if name != baseline and base}
-    corrected = holm({name: d.p for name, d in differences.items() if d})
+    differences = {name: d for name, its in losses.items() if name != baseline and (d := signed_rank(base, its))}
+    corrected = holm_of([name for name in labels if name != baseline], differences)
     target = median(base.values()) if base else None
     rows = []
     for name, record in sorted(found.items(), key=lambda item: median(item[1]["val_loss"])):
         difference, optimum = differences.get(name), ", ".join(f"{k} {v}" for k, v in record["optimum"].items())
-        p = corrected.get(name, math.nan)
-        cells = [str(difference), p_text(p), verdict(difference, p)] if difference else [""] * 3
-        rows.append([
-            labels[name], str(len(record["grid"])), optimum + ("" if record["inside"] else " (at an edge)"),
-            f"{median(record['val_loss']):.4f}", f"{max(record['val_loss']):.4f}", *cells,
-            f"{median(record['train_loss']):.4f}",
-            steps_to(record, target), f"{mean(record['seconds']):.0f}",
-        ])  # fmt: skip
-    header = ["optimizer", "points tried", "optimum", "median loss", "worst seed's", "minus Adam's", "p, Holm",
-              "verdict", "median training loss", "steps to tuned Adam's loss", "seconds"]  # fmt: skip
+        lost = f", {record['diverged']} diverged" if record["diverged"] else ""
+        row = [labels[name], str(len(record["grid"])), optimum + ("" if record["inside"] else " (at an edge)"),
+               f"{len(record['seeds'])}{lost}", f"{median(record['val_loss']):.4f}",
+               f"{max(record['val_loss']):.4f}", str(difference or "")]  # fmt: skip
+        if test:
+            p = corrected.get(name, math.nan)
+            row += [p_text(p), verdict(difference, p)] if difference else ["", ""]
+        if plateau is not None:
+            above, kept = (without(its, plateau) for its in (base, losses[name]))
+            row += [str(len(losses[name]) - len(kept)), str((difference and signed_rank(above, kept)) or "")]
+        rows.append([*row, f"{median(record['train_loss']):.4f}", steps_to(record, target)])
+    header = ["optimizer", "points tried", "optimum", "n", "median loss", "worst seed's", "minus Adam's",
+              *(["p, Holm", "verdict"] if test else []),
+              *(["seeds on the plateau", "minus Adam's, without them"] if plateau is not None else []),
+              "median training loss", "steps to tuned Adam's loss"]  # fmt: skip
     return Table(header, rows)
+
+
+def without(losses: Losses, plateau: float) -> dict[int, float]:
+    return {seed: loss for seed, loss in losses.items() if loss <= plateau}
+
+
+def holm_of(family: Iterable[K], found: Mapping[K, Paired]) -> dict[K, float]:
+    """Holm's p of those of a family that are found; the others count as comparisons that show nothing."""
+    corrected = holm({key: found[key].p if key in found else 1.0 for key in family})
+    return {key: p for key, p in corrected.items() if key in found}
 
 
 def verdict(difference: Paired, corrected: float) -> str:
@@ -143,7 +172,7 @@ def steps_to(record: Record, target: float | None) -> str:
     curve = zip(record["curves"]["step"], medians, strict=True)
     for (before, high), (after, low) in itertools.pairwise(curve):
         if low <= target:
-            return f"{before + (high - target) / (high - low) * (after - before):.0f}"
+            return f"about {round(before + (high - target) / (high - low) * (after - before), -1):.0f}"
     return "not reached"
 
 

@@ -1,13 +1,14 @@
 """Means over seeds, paired differences with a test, and Holm's correction."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from scipy import special
 
 Losses = Mapping[int, float]  # by seed
+K = TypeVar("K", bound=Hashable)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -50,7 +51,7 @@ class Paired:
         difference, low, high = (f"{value:+.{self.digits}f}" for value in (self.difference, self.low, self.high))
         if self.pooled:
             return f"{difference} [{low}, {high}]"
-        if self.n < 3:
+        if self.n < 3 or math.isinf(self.low):
             return f"{difference} (n = {self.n}, no test)"
         return f"{difference} [{low}, {high}], {p_text(self.p)}"
 
@@ -120,13 +121,13 @@ def signed_rank(first: Losses, second: Losses, digits: int = 4) -> Paired | None
     return Paired(n, centre, low, high, p, digits)
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[K, float]) -> dict[K, float]:
     """p-values corrected for their number (Holm, 1979): below 0.05 in all means at most 5% for any false one.
 
     The smallest of k is multiplied by k, the next by k - 1 and so on, none below the one before. NaN (no test) stays
     NaN and is not counted.
     """
-    tested = sorted((value, name) for name, value in p.items() if not math.isnan(value))
+    tested = sorted(((value, name) for name, value in p.items() if not math.isnan(value)), key=lambda pair: pair[0])
     corrected, least = dict.fromkeys(p, math.nan), 0.0
     for i, (value, name) in enumerate(tested):
         least = max(least, min(1.0, value * (len(tested) - i)))
