@@ -44,6 +44,11 @@ class Outcome(NamedTuple):
     ratio: float | None  # of our mean change to theirs; None where theirs stays
 
 
+def is_free(outcome: Outcome) -> bool:
+    """Whether the coefficient starts inside its box: one that starts at an end can only stay or leave it."""
+    return 0 < AUTHORS[outcome.start][outcome.name][0] < 1
+
+
 Outcomes = dict[int, list[Outcome]]  # by batch
 
 

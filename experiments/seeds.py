@@ -47,6 +47,12 @@ def control(scale: str, key: str, seed: int) -> Training:
                     {**its.settings, "seed": seed}, minutes=language.MINUTES[scale], curves=False)  # fmt: skip
 
 
+def validation_losses(records: dict[str, Record]) -> dict[str, dict[int, float]]:
+    """{row or control: {seed: loss}}"""
+    rows = final_losses(language.by_row(records), "val_loss")
+    return rows | final_losses(by_seed(records, "sign/"), "val_loss")
+
+
 def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     losses = {kind: final_losses(language.by_row(records), kind) for kind in KINDS}
     shown = [(key, against) for key, against in PAIRS
@@ -77,7 +83,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     header = ["pair, paired over seeds", *(text for kind in KINDS.values() for text in (kind, "lower in"))]
     caption = "Each dot a seed; bars: 95% confidence interval of the mean. Left of 0, the first of the pair is better."
     labels = {name: its.label for name, its in (language.ROWS | CONTROLS).items()}
-    both = losses["val_loss"] | final_losses(by_seed(records, "sign/"), "val_loss")
+    both = validation_losses(records)
     ends = {name: mean_and_spread([record["final"]["beta2"] for record in its.values()])
             for name, its in by_seed(records, "sign/").items()}  # fmt: skip
     controls = [[labels[key], labels[against], str(found), ends.get(key, "")] for key, against in CONTROL_PAIRS

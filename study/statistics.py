@@ -102,7 +102,7 @@ def paired(first: Losses, second: Losses, digits: int = 4, shared: Pooled | None
 def signed_rank(first: Losses, second: Losses, digits: int = 4) -> Paired | None:
     """As `paired`, for differences with outliers, such as a run that stays on a plateau: the median of the averages of
     all pairs of differences (Hodges and Lehmann, 1963), the exact interval that belongs to Wilcoxon's signed-rank test,
-    and its exact two-sided p; zeros count half to each side."""
+    and its exact two-sided p; zeros count half to each side, and half a count makes p larger, not smaller."""
     found = differences(first, second)
     if not found:
         return None
@@ -115,7 +115,7 @@ def signed_rank(first: Losses, second: Losses, digits: int = 4) -> Paired | None
         ways = [count + (ways[i - rank] if i >= rank else 0) for i, count in enumerate(ways)]
     below = [sum(ways[: i + 1]) / 2**n for i in range(m + 1)]
     positive = sum((value > 0) + 0.5 * (value == 0) for value in walsh)
-    p = min(1.0, 2 * below[math.floor(min(positive, m - positive))])
+    p = min(1.0, 2 * below[math.ceil(min(positive, m - positive))])
     outside = sum(2 * q <= 0.05 for q in below)  # averages that the interval leaves out at each end
     low, high = (walsh[outside - 1], walsh[m - outside]) if outside else (-math.inf, math.inf)
     return Paired(n, centre, low, high, p, digits)
