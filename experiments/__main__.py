@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     run.add_argument("--only", metavar="PATTERN", default="*", help="runs whose name fits, such as 'mada-*'")
     run.add_argument("--jobs", type=int, default=None, help="runs at a time (default: one a core; on a GPU 4)")
     run.add_argument("--again", action="store_true", help="make them anew; the old ones move to NAME.previous")
-    report = commands.add_parser("report", help="write report.md, report.html and docs/RESULTS.md")
+    report = commands.add_parser("report", help="write report.md and report.html")
     report.add_argument("--folder", type=Path, default=HERE)
     compute = commands.add_parser("compute")  # one Computation in this process; `run` calls it
     compute.add_argument("run")

@@ -64,18 +64,24 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     if not constants:
         return [Text("Without Adam's runs there is nothing to compare with.")]
     best = min(constants)
-    regret: dict[str, list[float]] = {}
+    if not np.isfinite(best):
+        return [Text("All of Adam's runs diverged.")]
+    regret: dict[str, dict[float, list[float]]] = {}
     rows = []
     for name, (label, _, _) in OPTIMIZERS.items():
         for lr, found in losses[name].items():
             rows.append([label, f"{lr:g}", *quantiles(above := [loss - best for loss in found])])
-            regret.setdefault(name, []).extend(above)
+            regret.setdefault(name, {})[lr] = above
         if len(losses[name]) == len(RATES):
-            rows.append([label, "all", *quantiles(regret[name])])
+            for text, rates in (("all", RATES), (f"all but {RATES[-1]:g}", RATES[:-1])):
+                rows.append([label, text, *quantiles([value for lr in rates for value in regret[name][lr]])])
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for (name, found), color in zip(regret.items(), COLORS, strict=False):
+        for (name, by_rate), color in zip(regret.items(), COLORS, strict=False):
+            if len(by_rate) < len(RATES):
+                continue
+            found = [value for of_a_rate in by_rate.values() for value in of_a_rate]
             values = np.sort([value for value in found if np.isfinite(value)])
             axes.step(values, np.arange(1, len(values) + 1) / len(found), color=color, label=OPTIMIZERS[name][0])
         axes.set(xscale="log", xlabel="regret: validation loss above the best tuned constants", ylabel="share of runs")
@@ -84,7 +90,8 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     words = (
         f"A model of width {small.MODEL['n_embd']}, {SETUP['batch_size'] * SETUP['block_size']} tokens a step, "
         f"{SETUP['steps']} steps, one seed. {len(BETA1S) * len(BETA2S)} starts (beta1, beta2) at each of {len(RATES)} "
-        f"learning rates. Regret: above {best:.4f}, the best of Adam's {len(constants)} runs, whose betas are constant."
+        f"learning rates. Regret: above {best:.4f}, the best of Adam's {len(constants)} runs with constant betas, on "
+        f"the same seed. At {RATES[-1]:g} few runs leave the plateau of single characters."
     )
     caption = "Share of the runs whose regret is at most this; further to the upper left is better."
     header = ["optimizer", "learning rate", "median regret", "90% quantile", "largest"]

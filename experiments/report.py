@@ -1,4 +1,4 @@
-"""report.md, report.html and docs/RESULTS.md, generated from the records: nothing in them is typed."""
+"""report.md and report.html, generated from the records: nothing in them is typed."""
 
 import html
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,8 +36,9 @@ OPENING = (
     "Every table and figure of the paper for which there are records, and what is missing. Written by "
     "`python -m experiments report`; do not edit. The paper's numbers are those of its own size and stand beside "
     f"ours for orientation: {PAPER['source']}.",
-    "± is the standard deviation over seeds, square brackets a 95% confidence interval of the mean paired "
-    "difference (same seed: same initial weights, same batches). Where a row has fewer than five seeds, the spread "
+    "± is the standard deviation over seeds, square brackets a 95% confidence interval of the paired difference (same "
+    "seed: same initial weights, same batches): of its mean by Student's t or, where signed ranks are named, of its "
+    "Hodges-Lehmann median. Where a row has fewer than five seeds, the spread "
     "of its differences is pooled over the rows of its table and no p is given; elsewhere p is a two-sided paired "
     "t-test, not corrected for their number unless a table says so.",
 )
