@@ -127,7 +127,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     )
     return [Text(about), table(found, labels, BASELINE, test=False),
             *pairs(losses_of(found), labels, best_constants(found)), *changes(found),
-            figure("large_batch", found, labels), Text(where_they_end(found, labels))]  # fmt: skip
+            figure("large_batch", found, labels), *where_they_end(found, labels)]  # fmt: skip
 
 
 def best_constants(found: Mapping[str, Record]) -> str | None:

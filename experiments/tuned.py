@@ -156,7 +156,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
     )
     return [Text(about), table(found, labels, BASELINE, PLATEAU), Text(arms_apart),
             *constants(losses_of(found), records), figure("tuned", found, labels),
-            Text(where_they_end(found, labels))]  # fmt: skip
+            *where_they_end(found, labels)]  # fmt: skip
 
 
 def constants(losses: Mapping[str, Losses], records: Mapping[str, Record]) -> Sequence[Block]:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, TypeVar
 from cli import Mistake
 
-from study.page import COLORS, Figure, Table
+from study.page import COLORS, Block, Figure, Table, Text
 from study.runs import Result, read_result
 from study.statistics import Losses, Paired, holm, mean, mean_and_spread, p_text, signed_rank
 
@@ -176,12 +176,12 @@ def steps_to(record: Record, target: float | None) -> str:
     return "not reached"
 
 
-def where_they_end(found: Mapping[str, Record], labels: Mapping[str, str]) -> str:
+def where_they_end(found: Mapping[str, Record], labels: Mapping[str, str]) -> Sequence[Block]:
     """Of the arms whose coefficients differ between seeds."""
     learns = [name for name, r in found.items() if any(len({*values}) > 1 for values in r["coefficients"].values())]
     parts = [f"{labels[name]}: " + ", ".join(f"{k} {mean_and_spread(v)}" for k, v in ends.items())
              for name in learns for ends in [found[name]["coefficients"]]]  # fmt: skip
-    return "Where learned coefficients end at the optimum: " + "; ".join(parts) + "." if parts else ""
+    return [Text(f"Where learned coefficients end at the optimum: {'; '.join(parts)}.")] if parts else []
 
 
 def figure(name: str, found: Mapping[str, Record], labels: Mapping[str, str]) -> Figure:

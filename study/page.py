@@ -87,7 +87,7 @@ def markdown_table(table: Table) -> str:
 
 def _cell(column: str, text: str) -> str:
     """On a narrow screen its column is written before it; long text may wrap."""
-    words = ' class="words"' if len(text) > 24 else ""
+    words = ' class="words"' if len(text) > 18 else ""
     return f'<td{words} data-column="{html.escape(column)}">{html.escape(text)}</td>'
 
 
