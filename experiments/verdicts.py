@@ -143,7 +143,7 @@ def of_learning_at_a_large_batch() -> Iterator[Verdict]:
         losses[large_batch.BEST] = losses[best]
     claims = (
         "At a large batch MADA from Adam beats the best of Adam's betas (ours)",
-        "... and the constants that it learned, kept from the start",
+        "At a large batch MADA from Adam beats the constants that it learned, kept from the start (ours)",
         "At a large batch sign steps in log space beat the best of Adam's betas (ours)",
         "At a large batch MADA from AVGrad beats AVGrad (ours)",
         "At a large batch MADA from beta3 = 0.9, rho = 0 beats that start, kept (ours)",

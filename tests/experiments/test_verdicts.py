@@ -150,8 +150,8 @@ def large_batch() -> Iterator[tuple[str, list[float]]]:
         best = min(constants, key=lambda name: min(np.mean(point["val_loss"]) for point in found[name]["grid"]))
         losses["best"] = losses[best]
     yield from family([
-        ("At a large batch MADA from Adam", "mada_adam", "best"),
-        ("... and the constants", "mada_adam", "mada_adam_fs"),
+        ("At a large batch MADA from Adam beats the best", "mada_adam", "best"),
+        ("At a large batch MADA from Adam beats the constants", "mada_adam", "mada_adam_fs"),
         ("At a large batch sign steps", "sign", "best"), ("At a large batch MADA from AVGrad", "mada_rho0", "avgrad"),
         ("At a large batch MADA from beta3", "mada", "mada_start"),
     ], losses, signed_ranks)  # fmt: skip
