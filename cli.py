@@ -139,8 +139,10 @@ def _run(name: str, again: str, main: Callable[[list[str]], int | None], argv: l
     except HelpRequested as text:
         print(text)
         return 0
-    except (Mistake, OSError, MemoryError, KeyboardInterrupt) as error:
-        if os.environ.get("NANOMADA_TRACEBACK", "0") not in ("", "0"):
+    except (Mistake, OSError, MemoryError, KeyboardInterrupt, RuntimeError) as raised:
+        # Before Python 3.12 a Ctrl-C while a class gets its attributes, as in an import, is a RuntimeError's cause.
+        error = raised.__cause__ if isinstance(raised.__cause__, KeyboardInterrupt) else raised
+        if isinstance(error, RuntimeError) or os.environ.get("NANOMADA_TRACEBACK", "0") not in ("", "0"):
             raise
         if isinstance(error, KeyboardInterrupt):
             line = f"stopped {error}" if str(error) else f"interrupted; {again}" if again else ""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+import cli
 
 import pytest
 from processes import forked
@@ -46,6 +47,26 @@ def test_ctrl_c_while_a_program_imports_torch_is_no_traceback(program: str) -> N
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert (*process.communicate(timeout=60), process.returncode) == ("", "", -signal.SIGINT)
+
+
+def test_ctrl_c_while_a_class_is_made_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupted:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise KeyboardInterrupt
+
+    @cli.program("x.py", again="again")
+    def main(argv: list[str]) -> None:
+        type("Made", (), {"attribute": Interrupted()})
+
+    assert main([]) == cli.STOPPED
+    assert capsys.readouterr().err == "x.py: interrupted; again\n"
+
+    @cli.program("x.py")
+    def bug(argv: list[str]) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        bug([])
 
 
 def test_an_error_of_the_users_shows_its_traceback_only_where_it_is_asked_for() -> None:
