@@ -128,7 +128,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
         "step 51 on, the others from the start. Sorted by the median loss:"
     )
     return [Text(about), table(found, labels, BASELINE, test=False),
-            *pairs(losses_of(found), labels, best_constants(found)), *changes(found),
+            *pairs(found, labels), *changes(found),
             figure("large_batch", found, labels), *where_they_end(found, labels)]  # fmt: skip
 
 
@@ -139,17 +139,23 @@ def best_constants(found: Mapping[str, Record]) -> str | None:
     return min(lowest, key=lambda name: lowest[name]) if len(lowest) == len(CONSTANTS) else None
 
 
-def differences(losses: Mapping[str, Losses], best: str | None) -> dict[tuple[str, str], Paired]:
+def losses_with_best(found: Mapping[str, Record]) -> dict[str, Losses]:
+    """{arm: {fresh seed: loss}}, those of the best constants also as BEST."""
+    losses, best = losses_of(found), best_constants(found)
+    return losses | ({BEST: losses[best]} if best else {})
+
+
+def differences(losses: Mapping[str, Losses]) -> dict[tuple[str, str], Paired]:
     """PAIRS, those of which there are seeds."""
-    known = {**losses, **({BEST: losses[best]} if best else {})}
-    found = {pair: signed_rank(known.get(pair[1], {}), known.get(pair[0], {})) for pair in PAIRS}
+    found = {pair: signed_rank(losses.get(pair[1], {}), losses.get(pair[0], {})) for pair in PAIRS}
     return {pair: difference for pair, difference in found.items() if difference}
 
 
-def pairs(losses: Mapping[str, Losses], labels: Mapping[str, str], best: str | None) -> Sequence[Block]:
-    found, rows = differences(losses, best), []
-    corrected = holm_of(PRIMARY, found)
-    for (key, against), difference in found.items():
+def pairs(found: Mapping[str, Record], labels: Mapping[str, str]) -> Sequence[Block]:
+    best, rows = best_constants(found), []
+    shown = differences(losses_with_best(found))
+    corrected = holm_of(PRIMARY, shown)
+    for (key, against), difference in shown.items():
         second = f"{labels[best]}, the best constants" if against == BEST and best else labels[against]
         tested = (key, against) in corrected
         cells = [p_text(p := corrected[key, against]), verdict(difference, p)] if tested else ["", ""]
@@ -158,7 +164,8 @@ def pairs(losses: Mapping[str, Losses], labels: Mapping[str, str], best: str | N
         "What learns, beside the best constants, where it starts, what it learned, and other ways to learn. The best "
         f"constants are those of {len(CONSTANTS)} arms of Adam with the lowest mean on seeds {TUNED_ON}: "
         f"{len(CONSTANTS)} times the trials of an arm that learns. Holm's p over the {len(PRIMARY)} pairs named before "
-        f"the runs; of the others only the interval is given. Equal: the 95% interval lies within {EQUAL} nats."
+        "any arm but Adam had fresh seeds; the others are not corrected and get no verdict. Equal: the 95% interval "
+        f"lies within {EQUAL} nats."
     )
     header = ["first", "second", "n", "first minus second", "p, Holm", "verdict"]
     return [Text(words), Table(header, rows)] if rows else []

@@ -237,8 +237,7 @@ def show(scale: str, records: dict[str, Record]) -> Sequence[Block]:
             "-lr <g, A> is above -lr <g, O>: the first is positive where the step that was made overshot (the "
             "next gradient points back), whatever stands at the other end. The columns are means over all steps; since "
             "w cannot rise beyond 1, it can fall where the mean difference is below 0. The last two compare the ends "
-            f"by the next batch's loss, every {EVERY} steps. At a learning rate of {TUNED:g} Lion runs at 8 times and "
-            "AVGrad at twice its own tuned rate, so that to stay with Adam is right there, too."
+            f"by the next batch's loss, every {EVERY} steps."
         ),
         Table(header, rows),
     ]

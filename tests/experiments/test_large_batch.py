@@ -42,8 +42,7 @@ def test_the_best_constants_are_chosen_on_the_seeds_of_the_grid() -> None:
     found["adam_999"] = arm(1.9) | {"val_loss": [3.0] * 10}
     assert large_batch.best_constants(found) == "adam_999"
     found["mada_adam"] = arm(1.8)
-    losses = {name: dict(enumerate(record["val_loss"])) for name, record in found.items()}
-    differences = large_batch.differences(losses, "adam_999")
+    differences = large_batch.differences(large_batch.losses_with_best(found))
     assert differences["mada_adam", large_batch.BEST].difference < -1.1 and differences["mada_adam", "adam"].n == 10
 
 
